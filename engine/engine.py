@@ -239,6 +239,16 @@ class Engine:
     def detokenize(self, ids: Sequence[int], adapters: Adapters = None) -> str:
         return self._prompt_with(adapters).tokenizer.decode(ids)
 
+    def marks(self) -> dict[str, tuple[str, int]]:
+        """ "bos_token" and "eos_token": name and id of what begins and what ends a text, where the vocabulary names
+        one."""
+        prompt = self._prompt_with(())
+        names = {token: name for name, token in prompt.tokenizer.controls.items()}
+        begin = [one for one in (self.spec.bos_id, *reversed(prompt.complete(""))) if one is not None]
+        found = (("bos_token", begin), ("eos_token", [*prompt.stop_ids, *self.spec.eos_ids]))
+        chosen = ((mark, next((one for one in ids if one in names), None)) for mark, ids in found)
+        return {mark: (names[one], one) for mark, one in chosen if one is not None}
+
     # Numbers
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:

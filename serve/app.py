@@ -190,7 +190,11 @@ class _Routes:
         return await self._generate(request, wire.parse_completion)
 
     async def tokenize(self, request: Request) -> Response:
-        """vLLM's form (`prompt` or `messages`), llama-server's (`content`), or `text`."""
+        """vLLM's form (`prompt` or `messages`), llama-server's (`content`), or `text`.
+
+        A text is plain text. Only one that is nothing but a mark that `/tokenizer_info` names, asked for with
+        `add_special_tokens: false`, is that mark's id: so harnesses ask for the ids.
+        """
         host = self._host
         engine = host.ready()
 
@@ -203,6 +207,10 @@ class _Routes:
                 text = data.get(name)
                 if not isinstance(text, str):
                     raise invalid("a text or messages are needed", '{"prompt": "Hello"} or {"messages": [...]}', name)
+                if data.get("add_special_tokens") is False:
+                    ids = dict(engine.marks().values())
+                    if text in ids:
+                        return lambda: [ids[text]]
                 return lambda: engine.tokenize(text, folders)
             messages, variables = wire.parse_messages(data), template_variables(data)
             render = engine.render if wire.continues(data) is None else engine.render_open
@@ -238,10 +246,11 @@ class _Routes:
     async def tokenizer_info(self, request: Request) -> Response:
         """vLLM's form, by which evaluation harnesses know that `/tokenize` and `/detokenize` are here.
 
-        No marks are named: `/tokenize` reads a text as plain text, and would give their letters for them.
+        No chat template is told: a client would render it to a text, and the marks in that would be read as letters.
         """
-        self._host.ready()
-        return _json({"tokenizer_class": "glmchat", "bos_token": None, "eos_token": None, "chat_template": None})
+        names = {mark: name for mark, (name, _) in self._host.ready().marks().items()}
+        found = {"bos_token": names.get("bos_token"), "eos_token": names.get("eos_token"), "pad_token": None}
+        return _json({"tokenizer_class": "glmchat", **found, "chat_template": None})
 
     async def load_adapter(self, request: Request) -> Response:
         name = await self._adapter_name(request)

@@ -186,6 +186,9 @@ class FakeEngine:
     def detokenize(self, ids: Sequence[int], adapters: Sequence[Path] | None = None) -> str:
         return "".join(map(chr, ids))
 
+    def marks(self) -> Mapping[str, tuple[str, int]]:
+        return {"eos_token": ("<end>", 1)}
+
     def decoder(self, decoding: Decoding, ids: Sequence[int] = (), adapters: Sequence[Path] | None = None) -> None:
         """What is asked for is recorded in `decoded`; a fake engine does none of it."""
         self.decoded.append(None if decoding == PLAIN else decoding)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
 from glmchat.engine import Engine, Sampling
 
@@ -113,3 +114,12 @@ def test_the_starter_model_is_described(fast: Engine) -> None:
     assert fast.family == "llama"
     assert fast.memory()["weights"] < 110_000_000
     assert fast.facts()["context"] == 8192
+
+
+def test_the_marks_of_a_text_are_those_that_the_file_names(fast: Engine, starter_model: Path) -> None:
+    reader = GGUFReader(starter_model)
+    words = reader.get_field("tokenizer.ggml.tokens")
+    assert words is not None
+    for mark, key in (("bos_token", "bos"), ("eos_token", "eos")):
+        token = int(reader.get_field(f"tokenizer.ggml.{key}_token_id").contents())
+        assert fast.marks()[mark] == (words.contents(token), token)

@@ -239,7 +239,11 @@ def test_a_harness_finds_the_tokenizer_and_gets_its_text_back(serve: Serve) -> N
     """vLLM's /tokenizer_info and /detokenize, as lm-eval's RemoteTokenizer asks for them."""
     client = serve().client
     info = client.get("/tokenizer_info").json()
-    assert "eos_token" in info and info["eos_token"] is None
+    assert (info["eos_token"], info["bos_token"], info["chat_template"]) == ("<end>", None, None)
+    asked = {"prompt": "<end>", "add_special_tokens": False}
+    assert client.post("/tokenize", json=asked).json()["tokens"] == [1]
+    for plain in ({"prompt": "<end>"}, {"prompt": "<end> ", "add_special_tokens": False}):
+        assert client.post("/tokenize", json=plain).json()["tokens"] == [ord(c) for c in plain["prompt"]]
     ids = client.post("/tokenize", json={"prompt": "héllo 你", "add_special_tokens": False}).json()["tokens"]
     assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": "héllo 你"}
     for wrong in ("a", [1, "a"], [-1], [[1]]):
