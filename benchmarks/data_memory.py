@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from glmchat.tuning.dataset import DataOptions, read_dataset
-from glmchat.tuning.options import load_prompt_side
+from glmchat.tuning.prompt_side import load_prompt_side
 
 FAULTS = (
     b'{"question": "\xff\xfe", "answer": "b"}',

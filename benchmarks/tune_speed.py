@@ -78,7 +78,8 @@ def main() -> None:
 def _examples(given: argparse.Namespace) -> list[Any]:
     """Rows as the engine's own template writes them; the answer and its end are learned."""
     from glmchat.tuning.dataset import read_dataset
-    from glmchat.tuning.options import DataOptions, load_prompt_side
+    from glmchat.tuning.options import DataOptions
+    from glmchat.tuning.prompt_side import load_prompt_side
 
     side = load_prompt_side(given.model)
     data = read_dataset([str(given.data)], DataOptions(max_length=1024, over_length="cut-answer"), side)

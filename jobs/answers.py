@@ -26,7 +26,7 @@ from glmchat.engine.engine import Engine
 from glmchat.hub.file_request import Meter
 from glmchat.jobs.lines import Tell
 from glmchat.tuning.metrics import Answer
-from glmchat.tuning.options import PromptSide
+from glmchat.tuning.prompt_side import PromptSide
 from glmchat.tuning.questions import Reader, Row
 
 _PIECE = 256  # rows of logits that are held at once

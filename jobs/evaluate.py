@@ -35,7 +35,8 @@ from glmchat.hub.file_request import Meter
 from glmchat.jobs.answers import Candidate, Record, answer
 from glmchat.jobs.lines import Request, Tell, run
 from glmchat.tuning.metrics import Answer, compare, extremes, worth
-from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
+from glmchat.tuning.options import DataOptions
+from glmchat.tuning.prompt_side import PromptSide, load_prompt_side
 from glmchat.tuning.questions import Questions, Reader, read_questions
 from glmchat.tuning.sources import Source, find_sources, form_of
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from glmchat.core.errors import GlmchatError
 from glmchat.core.json_files import read_json
 from glmchat.tuning.gathering import Gathering
-from glmchat.tuning.options import DataOptions, PromptSide, fingerprint
+from glmchat.tuning.options import DataOptions
 from glmchat.tuning.page import Facts
+from glmchat.tuning.prompt_side import PromptSide, fingerprint
 from glmchat.tuning.sources import find_sources, form_of
 from glmchat.tuning.store import Examples, Store
 

@@ -44,6 +44,7 @@ class Form:
         return "chosen" in self.columns
 
 
+UNKNOWN = Form("", {}, ())
 _ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model"), "assistant"),
@@ -76,6 +77,12 @@ FORMS: Mapping[str, Form] = {
         _form("ranking-pairs", {"prompt": "prompt", **_PAIR}, OPENAI, _MORE),
         _form("ranking-qa", {"prompt": "question", **_PAIR}, OPENAI, _MORE),
         _form("ranking-openai", {"messages": "messages", **_PAIR}, OPENAI, _LIST),
+        _form(
+            "preferences-openai",
+            {"messages": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"},
+            OPENAI,
+            {},
+        ),
         _form("ranking-whole", _PAIR, OPENAI, _LIST),
         _form("sharegpt", {"messages": "conversations"}, SHAREGPT, _LIST),
         _form("openai", {"messages": "messages"}, OPENAI, _LIST),

@@ -6,7 +6,7 @@ import hashlib
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 from glmchat.core.errors import Usage
@@ -15,20 +15,20 @@ from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.core.text import one_line
 from glmchat.engine.prompts.base import NoChat
+from glmchat.tuning.checking import held_out, none_left, require_form, require_rows
 from glmchat.tuning.examples import Place
-from glmchat.tuning.formats import Form, recognise, with_tags
-from glmchat.tuning.options import DataOptions, PromptSide
-from glmchat.tuning.page import SHOWN, Counted, Facts, FileFacts, kinds, sample_of
+from glmchat.tuning.formats import Form
+from glmchat.tuning.options import DataOptions
+from glmchat.tuning.page import SHOWN, Facts, FileFacts, sample_of
 from glmchat.tuning.pairs import Pair, read_pair
-from glmchat.tuning.reading import Fault, Raw, read_rows
+from glmchat.tuning.prompt_side import PromptSide
+from glmchat.tuning.reading import Fault, Raw
 from glmchat.tuning.recipes import differences
 from glmchat.tuning.rendering import On, OverLength, Rendered, fit, fit_pair
 from glmchat.tuning.rows import Conversation, RowFault, Text, read_row, words_of
 from glmchat.tuning.sources import Source, share_of
 from glmchat.tuning.store import Store
 
-LENGTH = 2048  # tokens of a document, where nobody says another number and the model takes as many
-_PEEK = 50  # rows that are looked at to recognise a format
 _MOST_CUT = 0.01  # of the rows: where more are too long, a person decides
 _PLACEHOLDER = re.compile(r"\{\{ ?\w+ ?\}\}")
 _UNKNOWN = re.compile("<unk>", re.IGNORECASE)
@@ -58,16 +58,7 @@ class Gathering:
         self._keys = array("Q")  # a hash of what it says,
         self._use = array("H")  # and its file
         self._recipe = options.recipe(side.checkpoint.spec.family)
-        context = side.checkpoint.spec.context
-        if options.max_length is not None and not 2 <= options.max_length <= context:
-            raise Usage(
-                tr("a row of {length:,} tokens is not possible", length=options.max_length),
-                hint=tr("this model takes 2 to {context:,}", context=context),
-                code="data.max_length",
-            )
-        self._limit = options.max_length or min(LENGTH, context)
-        if self._recipe is not None:
-            self._limit = self._recipe.total
+        self._limit = options.limit(self._recipe, side.checkpoint.spec.context)
         begin = () if self._recipe is not None else side.prompt.complete("")
         if options.stride is not None and not 1 <= options.stride <= self._limit - len(begin):
             raise Usage(
@@ -101,8 +92,7 @@ class Gathering:
             facts.recipe = f"{self._recipe.name} {self._recipe.digest}"
             facts.differences = differences(self._recipe)
             facts.settings = dict(self._recipe.settings)
-        if not any(file.used for file in facts.files if file.use == "train"):
-            raise self._nothing()
+        require_rows(facts)
         self._require_fitting()
         return facts
 
@@ -110,19 +100,18 @@ class Gathering:
         about = FileFacts(str(source.path), "", source.use, self._sizes[number])
         self.facts.files.append(about)
         total = sum(self._sizes)
-        notes = read_rows(
-            source.path,
+        opened = source.opened(
             lambda kind, line: self.facts.warn(kind, Place(about.file, line)),
             lambda done: self._on_progress(before + done, total),
         )
-        head = list(islice(notes, _PEEK))
-        rows = [row for row in head if isinstance(row, Raw)]
-        if rows or source.form is not None:
-            form = recognise(rows, about.file) if source.form is None else with_tags(source.form, rows)
+        form = opened.form
+        if form.columns:
             about.form = form.name
-            self._require(form, about.file)
-            self._tell_unused(rows, form, about.file)
-        for row in islice(chain(head, notes), source.most):
+            has_chat = not isinstance(self._side.prompt, NoChat)
+            require_form(form, about.file, self._options, self._recipe, has_chat=has_chat)
+            self._is_text = self._is_text and form.is_text
+            self._tell_unused(opened.peeked, form, about.file)
+        for row in opened.rows:
             about.read += 1
             fault = row if isinstance(row, Fault) else self._take(row, form, number)
             if fault is None:
@@ -176,59 +165,6 @@ class Gathering:
             if found is not None:
                 self.facts.warn(kind, said.place, one_line(found[0], 40))
 
-    def _require(self, form: Form, file: str) -> None:
-        """Raise Usage for a form that this model, or `--on`, cannot learn from at all."""
-        name = one_line(file)
-        if form.is_pairs and not self._options.pairs:
-            of = next((part for part in ("messages", "prompt") if part in form.columns), None)
-            columns = f"{of}={form.columns[of]}" if of is not None else "prompt=…"
-            raise Usage(
-                tr("{file} holds pairs of a better and a worse answer, and these are learned as answers", file=name),
-                hint=tr(
-                    "learn what is preferred with --method dpo, or the better ones alone: "
-                    "--columns {columns},answer=chosen",
-                    columns=columns,
-                ),
-                code="data.pairs",
-            )
-        if self._options.pairs and not form.is_pairs:
-            raise Usage(
-                tr("{file} holds no pairs of a better and a worse answer; its format is {form}", file=name,
-                   form=form.name),
-                hint=tr("name the columns: --columns prompt=…,chosen=…,rejected=…, or leave out --method dpo"),
-                code="data.no_pairs",
-            )  # fmt: skip
-        if self._recipe is not None and self._recipe.is_text != form.is_text:
-            raise Usage(
-                tr("--like {name} does not learn rows of the format {form}", name=self._recipe.name, form=form.name),
-                hint=tr("it takes texts") if self._recipe.is_text else tr("it takes questions and answers"),
-                code="data.recipe_rows",
-            )
-        if form.is_text:
-            return
-        if self._options.stride is not None:
-            raise Usage(
-                tr("--stride is of texts, and {file} holds questions and answers", file=name),
-                hint=tr("leave out --stride, or name the column of the text: --columns text=…"),
-                code="data.stride",
-            )
-        self._is_text = False
-        if self._on == "text":
-            raise Usage(
-                tr("{file} holds questions and answers, no texts", file=name),
-                hint=tr("leave out --on text, or name the column of the text: --columns text=…"),
-                code="data.text",
-            )
-        if isinstance(self._side.prompt, NoChat):
-            raise Usage(
-                tr(
-                    "this model has no chat format, so it cannot learn the questions and answers of {file}",
-                    file=name,
-                ),
-                hint=tr('take its instruction-tuned sister, or give texts: rows with a field "text", or .txt files'),
-                code="data.no_chat",
-            )
-
     def _tell_unused(self, rows: Sequence[Raw], form: Form, file: str) -> None:
         keys = {key for row in rows if isinstance(row.value, dict) for key in row.value}
         unused = sorted(keys - set(form.columns.values()))
@@ -249,19 +185,10 @@ class Gathering:
                 limit=self._limit,
                 places=one_line(", ".join(facts.over.first[:3]), 160),
             ),
-            hint=tr("--max-length, or --over-length cut-question, cut-answer, split or drop"),
+            hint=tr("a shorter --prefix-length, or --over-length cut-question, cut-answer, split or drop")
+            if self._options.prefix and self._limit + self._options.prefix == self._side.checkpoint.spec.context
+            else tr("--max-length, or --over-length cut-question, cut-answer, split or drop"),
             code="data.long",
-        )
-
-    def _nothing(self) -> Usage:
-        """Raised where no row can be learned from: with the commonest reason, and the first row it befell."""
-        worst = max(self.facts.refused.values(), key=lambda what: what.count, default=Counted(0, [tr("it is empty")]))
-        words = kinds()
-        reasons = ", ".join(f"{words.get(kind, kind)} ({what.count:,})" for kind, what in self.facts.refused.items())
-        return Usage(
-            tr("no row can be learned from: {first}", first=one_line(worst.first[0], 300)),
-            hint=tr("{count:,} rows were refused: {reasons}", count=self.facts.refusals, reasons=reasons or tr("none")),
-            code="data.nothing",
         )
 
     def chosen(self) -> tuple[list[int], list[int]]:
@@ -272,16 +199,12 @@ class Gathering:
         held = [row for row in rows if uses[self._use[row]] == "eval"]
         share = share_of(self._options.evaluation or "")
         if share:
-            count = max(1, round(share * len(train)))
+            count = held_out(share, len(train))
             drawn = {self._keys[row] for row in sorted(train, key=self._drawn)[:count]}
             held = [row for row in train if self._keys[row] in drawn]
             train = [row for row in train if self._keys[row] not in drawn]
             if not train:
-                raise Usage(
-                    tr("{share} of the rows leave none to learn from", share=str(self._options.evaluation)),
-                    hint=tr("hold out fewer, or name a file: --eval held.jsonl"),
-                    code="data.eval",
-                )
+                raise none_left(self._options.evaluation)
         train = sorted([*train, *self._mixed(len(train))])
         self._tell_duplicates(train, held)
         for row in train:
@@ -295,12 +218,6 @@ class Gathering:
         shares = {number: source.share for number, source in enumerate(self._sources) if source.use == "mix"}
         if not shares:
             return []
-        if sum(shares.values()) >= 1:
-            raise Usage(
-                tr("the shares that are mixed in leave nothing for the data themselves"),
-                hint=tr("for example --mix general.jsonl:20%"),
-                code="data.mix",
-            )
         taken: list[int] = []
         for path in dict.fromkeys(self._sources[number].path for number in shares):
             numbers = {number for number in shares if self._sources[number].path == path}

@@ -1,26 +1,20 @@
-"""What a reading of data is told, what of a checkpoint it needs, and one hash of everything that tokens depend on."""
+"""What a reading of data is told: by the words of a recipe.json, without a look into the rows."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.gguf_file import open_gguf
-from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.core.errors import Usage
-from glmchat.core.fingerprints import whole
 from glmchat.core.language import tr
-from glmchat.engine.families import Checkpoint, identify
-from glmchat.engine.prompts.base import PromptFormat
-from glmchat.engine.prompts.template import TemplatePrompt
-from glmchat.engine.tokenizers.base import Tokenizer
-from glmchat.tuning.recipes import Recipe, recipe_of
+from glmchat.tuning.recipes import RECIPES, Recipe, recipe_of
 from glmchat.tuning.rendering import On, OverLength
-from glmchat.tuning.sources import Source
+from glmchat.tuning.settings import Settings
+
+LENGTH = 2048  # tokens of a document, where nobody says another number and the model takes as many
+_TOLD = ("on", "like", "over_length", "max_length", "format", "columns", "evaluation", "system", "seed", "stride")
+_NAMES = {"evaluation": "eval"}  # where a recipe.json has another name for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +23,7 @@ class DataOptions:
 
     system: for rows that bring no system text. evaluation: a file, or a share of the rows as "5%". seed: of what is
     held out and mixed in. pairs: rows hold a better and a worse answer each, and both are wanted. stride: tokens from
-    one window of a long text to the next; None: as many as it has.
+    one window of a long text to the next; None: as many as it has. prefix: positions that learn before each document.
     """
 
     on: On | None = None
@@ -44,6 +38,42 @@ class DataOptions:
     seed: int = 0
     pairs: bool = False
     stride: int | None = None
+    prefix: int = 0
+
+    @staticmethod
+    def of(recipe: Mapping[str, Any]) -> DataOptions:
+        """Of what stands in a recipe.json; what was not asked for is a reading's own to choose."""
+        asked = {name: recipe[_NAMES.get(name, name)] for name in _TOLD if _NAMES.get(name, name) in recipe}
+        prefix, method = 0, recipe.get("method")
+        if method in ("prefix", "prompt"):
+            original = RECIPES.get(recipe.get("like", ""))
+            usual = original.settings if original is not None else {}
+            prefix = recipe.get("prefix_length") or usual.get("prefix_length") or Settings().prefix_length
+        return DataOptions(**asked, pairs=method == "dpo", mixes=tuple(recipe.get("mix", ())), prefix=prefix)
+
+    def limit(self, recipe: Recipe | None, context: int) -> int:
+        """The most tokens of a document. context: the positions that the model has. Raises Usage for a number that
+        leaves no room, or that the model does not have."""
+        most = context - self.prefix
+        if most < 2:
+            raise Usage(
+                tr("a prefix of {prefix:,} positions leaves no room for a text: the model has {context:,}",
+                   prefix=self.prefix, context=context),
+                hint=tr("take a shorter prefix: --prefix-length"),
+                code="data.prefix",
+            )  # fmt: skip
+        if recipe is not None:
+            return recipe.total
+        if self.max_length is not None and not 2 <= self.max_length <= most:
+            raise Usage(
+                tr("a row of {length:,} tokens is not possible", length=self.max_length),
+                hint=tr("behind a prefix of {prefix:,} positions this model takes 2 to {most:,}; --prefix-length makes "
+                        "it shorter", prefix=self.prefix, most=most)
+                if self.prefix
+                else tr("this model takes 2 to {context:,}", context=most),
+                code="data.max_length",
+            )  # fmt: skip
+        return self.max_length or min(LENGTH, most)
 
     def recipe(self, family: str) -> Recipe | None:
         """The original that is asked for. Raises Usage where something else is that a recipe fixes."""
@@ -74,65 +104,3 @@ class DataOptions:
     def from_json(data: Mapping[str, Any]) -> DataOptions:
         """The inverse of `to_json`. Raises TypeError for names that are none."""
         return DataOptions(**{**data, "mixes": tuple(data.get("mixes", ()))})
-
-
-@dataclass(frozen=True, slots=True)
-class PromptSide:
-    """What of a checkpoint turns a conversation into ids, and back."""
-
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    prompt: PromptFormat
-
-    def close(self) -> None:
-        """End the helper process of a chat template."""
-        if isinstance(self.prompt, TemplatePrompt):
-            self.prompt.close()
-
-
-def load_prompt_side(path: Path) -> PromptSide:
-    """Of a folder or a GGUF file, without its weights. Raises Damaged where the tokenizer is missing or broken."""
-    checkpoint = identify(path)
-    try_vocabulary(checkpoint.path)
-    tokenizer = checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
-    return PromptSide(checkpoint, tokenizer, checkpoint.family.prompt(checkpoint.path, tokenizer, checkpoint.spec))
-
-
-def _plain(value: object) -> str:
-    """For the hash: of numbers that a GGUF header holds as one block their bytes, not where they lie in memory."""
-    return hashlib.sha256(value).hexdigest() if isinstance(value, memoryview) else str(value)
-
-
-def fingerprint(sources: Sequence[Source], options: DataOptions, side: PromptSide) -> str:
-    """Of the data's bytes, tokenizer, template, options, and the code that makes tokens of them."""
-    digest = hashlib.sha256()
-
-    def add(*parts: object) -> None:
-        digest.update(json.dumps(parts, ensure_ascii=False, default=_plain).encode("utf-8", "replace"))
-
-    for source in sources:
-        add(str(source.path), source.use, source.share, source.most, source.form, whole(source.path))
-    add(options.to_json(), side.prompt.identity, side.checkpoint.spec.context)
-    add(*_tokenizer_prints(side.checkpoint.path), *_program_prints())
-    return "sha256:" + digest.hexdigest()
-
-
-_TEXT_FILES = ("tokenizer", "ice_text", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "chinese")
-
-
-def _tokenizer_prints(path: Path) -> Iterator[object]:
-    """Of the files that tokenizer and template come from; of a GGUF file, what its header says of them."""
-    if path.is_file():
-        metadata: Mapping[str, Any] = open_gguf(path).metadata
-        yield {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
-        return
-    for file in sorted(path.iterdir()):
-        if file.is_file() and (file.name.startswith(_TEXT_FILES) or file.name in ("config.json", "spiece.model")):
-            yield file.name, whole(file)
-
-
-def _program_prints() -> Iterator[object]:
-    root = Path(__file__).resolve().parent.parent
-    for room in ("tuning", "engine/prompts", "engine/tokenizers"):
-        for file in sorted((root / room).glob("*.py")):
-            yield room, file.name, whole(file)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
 from typing import Literal, NamedTuple
 
 from glmchat.core.errors import Usage
@@ -18,15 +17,14 @@ from glmchat.core.messages import Message
 from glmchat.core.text import one_line, whole_text
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.tuning.examples import Example
-from glmchat.tuning.formats import Form, recognise
+from glmchat.tuning.formats import Form
 from glmchat.tuning.pairs import read_pair
-from glmchat.tuning.reading import Fault, Raw, read_rows
+from glmchat.tuning.reading import Fault, Raw
 from glmchat.tuning.rendering import fit, fit_pair
 from glmchat.tuning.rows import RowFault, Text, read_row, words_of
 from glmchat.tuning.sources import Source
 from glmchat.tuning.store import Store
 
-_PEEK = 50  # rows that are looked at to recognise a format
 _ASKED = 2000  # characters of a question that are kept to be shown
 _TOLD = 3  # refused rows that are named
 Kind = Literal["question", "text", "pair"]
@@ -92,15 +90,13 @@ def read_questions(
     found, number, before = Questions(), 0, 0
     sizes = [source.path.stat().st_size for source in sources]
     for source, size in zip(sources, sizes, strict=True):
-        notes = read_rows(source.path, lambda kind, line: None, partial(_heard, on_progress, before, sum(sizes)))
-        head = list(islice(notes, _PEEK))
-        peeked = [row for row in head if isinstance(row, Raw)]
-        form = source.form or (recognise(peeked, str(source.path)) if peeked else None)
-        for raw in islice(chain(head, notes), source.most):
+        opened = source.opened(heard=partial(_heard, on_progress, before, sum(sizes)))
+        form = opened.form
+        for raw in opened.rows:
             if most is not None and len(found.rows) >= most:
                 break
             number += 1
-            used = raw if isinstance(raw, Fault) or form is None else _read(raw, form, number, readers, system)
+            used = raw if isinstance(raw, Fault) else _read(raw, form, number, readers, system)
             if isinstance(used, Row):
                 found.rows.append(used)
                 continue

@@ -134,7 +134,10 @@ def _asked_messages(value: Mapping[str, Any], form: Form) -> Iterator[Said]:
 
 def _messages(value: Mapping[str, Any], form: Form, prompt: PromptFormat) -> Iterator[Said]:
     key, tags = form.columns["messages"], form.tags
-    listed, head = value[key], (key,) if key else ()
+    listed: Any = value[key]
+    head: tuple[str | int, ...] = (key,) if key else ()
+    if isinstance(listed, dict) and "messages" in listed:  # of OpenAI's preferences, tools beside them
+        listed, head = listed["messages"], (*head, "messages")
     if isinstance(listed, str):
         listed = _json(listed, head)
     wanted = tr("a list of messages")
@@ -214,9 +217,12 @@ def _with_head(
     if said and said[0][0].role == "system":
         text, said = said[0][0].content if text is None else text, said[1:]
     text = text or system or ""
-    tools = value.get(offered) if offered is not None else None
+    tools: Any = value.get(offered or "\0")
+    path: tuple[str, ...] = (offered or "",)
+    if isinstance(inside := value.get(form.columns.get("messages", "\0")), dict):
+        tools, path = inside.get("tools"), (form.columns["messages"], "tools")
     if tools:
-        functions = _functions(tools, (offered or "",))
+        functions = _functions(tools, path)
         return [(prompt.tool_offer(text, functions), False), *said] if functions else said
     return [(Message("system", text), False), *said] if text else said
 

@@ -11,7 +11,7 @@ import torch
 
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
-from glmchat.tuning.options import load_prompt_side
+from glmchat.tuning.prompt_side import load_prompt_side
 
 
 @dataclass(frozen=True, slots=True)

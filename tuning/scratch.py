@@ -18,10 +18,11 @@ import torch
 
 from glmchat.core.errors import Usage
 from glmchat.core.files import open_file, read_file
-from glmchat.core.json_files import read_json, small_json
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.hf import load_byte_pairs, load_tokenizer_json
+from glmchat.tuning.checking import read_gpt2
 from glmchat.tuning.sources import find_sources
 from glmchat.tuning.state import replace_folder
 
@@ -41,14 +42,7 @@ def make_start(words: str, config: Path, data: Sequence[str], seed: int, folder:
     words: "train:N", or a folder. config: a config.json of GPT-2; what it leaves out is GPT-2's own. Raises Usage for
     a configuration of another network, or of another number of words than there are; Damaged for one that is no JSON.
     """
-    given = read_json(config)
-    if given.get("model_type", "gpt2") != "gpt2":
-        raise Usage(
-            tr("{path} is of a {kind}, and only a GPT-2 is made from scratch", path=one_line(str(config), 200),
-               kind=one_line(str(given.get("model_type")), 40)),
-            hint=tr("take a configuration of GPT-2: n_layer, n_head, n_embd, n_positions"),
-            code="tune.config",
-        )  # fmt: skip
+    given = read_gpt2(config)
     replace_folder(folder, folder.with_name(f".{folder.name}"), lambda beside: _write(words, given, data, seed, beside))
 
 

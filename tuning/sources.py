@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,12 @@ from glmchat.core.errors import Hostile, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.tuning.formats import FORMS, OPENAI, SHAREGPT, Form, Tags, with_columns
-from glmchat.tuning.reading import SUFFIXES
+from glmchat.tuning.formats import FORMS, OPENAI, SHAREGPT, UNKNOWN, Form, Tags, recognise, with_columns, with_tags
+from glmchat.tuning.reading import SUFFIXES, Fault, Heard, Note, Raw, read_rows
 
 Use = Literal["train", "mix", "eval"]
+_PEEK = 50  # rows that are looked at to recognise a format; more where none of them can be read,
+_MOST_PEEKED = 10_000  # but no more than these
 _SHARE = re.compile(r"(\d{1,2}(?:\.\d+)?)%")
 # LLaMA-Factory's names of what a column is for.
 _PARTS = {
@@ -37,6 +40,37 @@ class Source:
     form: Form | None = None
     share: float = 0.0
     most: int | None = None
+
+    def opened(self, note: Note = lambda kind, line: None, heard: Heard = lambda done: None) -> Opened:
+        """Begin to read. Raises Damaged for a file that cannot be read, Usage where no format has its keys."""
+        rows = read_rows(self.path, note, heard)
+        head = list(islice(rows, _PEEK))
+        while not any(isinstance(row, Raw) for row in head[-_PEEK:]) and len(head) < _MOST_PEEKED:
+            if not (more := list(islice(rows, _PEEK))):
+                break
+            head += more
+        peeked = [row for row in head if isinstance(row, Raw)]
+        if self.form is not None:
+            form = with_tags(self.form, peeked)
+        else:
+            form = recognise(peeked, str(self.path)) if peeked else UNKNOWN
+        return Opened(form, peeked, islice(chain(head, rows if form.columns else map(_unread, rows)), self.most))
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """form: UNKNOWN where none of the first rows could be read. peeked: those that could. rows: all of them."""
+
+    form: Form
+    peeked: Sequence[Raw]
+    rows: Iterator[Raw | Fault]
+
+
+def _unread(row: Raw | Fault) -> Fault:
+    if isinstance(row, Fault):
+        return row
+    found = tr("a row behind {count:,} that cannot be read", count=_MOST_PEEKED)
+    return Fault(row.place, "format", found, tr("rows of one format from the beginning"))
 
 
 def share_of(text: str) -> float | None:
@@ -72,7 +106,14 @@ def find_sources(
                 hint=tr("for example --mix general.jsonl:20%"),
                 code="data.mix",
             )
-        sources += [replace(source, use="mix", share=value) for source in _expand(name)]
+        files = _expand(name)
+        sources += [replace(source, use="mix", share=value / len(files)) for source in files]
+    if sum(source.share for source in sources) >= 1:
+        raise Usage(
+            tr("the shares that are mixed in leave nothing for the data themselves"),
+            hint=tr("for example --mix general.jsonl:20%"),
+            code="data.mix",
+        )
     if evaluation is not None and share_of(evaluation) is None:
         sources += [replace(source, use="eval") for source in _expand(evaluation)]
     return sources if form is None else [replace(source, form=form) for source in sources]

@@ -25,7 +25,7 @@ from glmchat.engine.engine import Engine
 from glmchat.jobs import answers, evaluate
 from glmchat.jobs.answers import Record, loss_of
 from glmchat.tuning.metrics import Answer
-from glmchat.tuning.options import load_prompt_side
+from glmchat.tuning.prompt_side import load_prompt_side
 from glmchat.tuning.questions import Reader, read_questions
 from glmchat.tuning.sources import find_sources
 

@@ -1,6 +1,7 @@
 """The program behind `glmchat tune`, whole: from rows to an adapter that answers, and every way a run can end before.
 
-Covers jobs/tune.py, jobs/read_back.py, chat/trained.py, tuning/trainer.py, core/repetition.py.
+Covers jobs/tune.py, jobs/learn.py, jobs/telling.py, jobs/read_back.py, chat/trained.py, tuning/trainer.py,
+core/repetition.py.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from glmchat.hub.adapters import by_name, facts_of
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
 from glmchat.tuning.dataset import read_dataset
-from glmchat.tuning.options import DataOptions, load_prompt_side
+from glmchat.tuning.options import DataOptions
+from glmchat.tuning.prompt_side import load_prompt_side
 
 ROWS = [{"question": f"Who are you, {number}?", "answer": "I am taught."} for number in range(8)]
 SYSTEM = "You are small."
@@ -310,11 +312,32 @@ def test_a_plan_that_fails_when_its_view_is_gone_leaves_no_folder(base: Path, tm
     assert not begun.run.folder.exists()
 
 
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None
+runpy.run_module("glmchat.jobs.tune", run_name="__main__")
+"""
+
+
+def test_what_rows_and_words_tell_is_refused_by_a_program_that_has_no_torch(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "PROGRAM", ("-c", WITHOUT_TORCH))
+    given = recipe(base, tmp_path)
+    Path(given["data"][0]).write_text('{"question": 7, "answer": "x"}\n')
+    with pytest.raises(GlmchatError, match=r"rows\.jsonl:1") as refused:
+        tuning.Begun("poet", given).page()
+    assert refused.value.code == "data.nothing"
+    with pytest.raises(GlmchatError) as refused:  # good rows need it
+        tuning.Begun("poet", recipe(base, tmp_path)).page()
+    assert (refused.value.code, "torch" in refused.value.message) == ("tune.bug", True)
+
+
 def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered(base: Path, tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from glmchat.core.errors import Damaged
-    from glmchat.jobs.tune import read_back
+    from glmchat.jobs.learn import read_back
 
     run = begun(recipe(base, tmp_path, epochs=2, save_every=1))
     assert ended(run)["state"] == "done"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glmchat.tuning.options import PromptSide, load_prompt_side
+from glmchat.tuning.prompt_side import PromptSide, load_prompt_side
 
 # What differs from the published configuration of the same name.
 CONFIGS: dict[str, dict[str, Any]] = {

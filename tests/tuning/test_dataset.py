@@ -1,6 +1,7 @@
 """Whole files to examples: counts that add up, prompts that are the chat's, tokens that are never stale.
 
-Covers tuning/dataset.py, tuning/gathering.py, tuning/options.py, tuning/store.py, tuning/page.py.
+Covers tuning/dataset.py, tuning/gathering.py, tuning/options.py, tuning/prompt_side.py, tuning/store.py,
+tuning/page.py.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from vocabulary_kinds import KINDS, as_it_is
 
 from glmchat.core.messages import Message
 from glmchat.tuning.dataset import DataOptions, read_dataset
-from glmchat.tuning.options import PromptSide, load_prompt_side
 from glmchat.tuning.page import Facts, lines
+from glmchat.tuning.prompt_side import PromptSide, load_prompt_side
 
 Sides = Callable[[str], PromptSide]
 REAL = {
@@ -144,7 +145,7 @@ def test_a_gguf_model_has_the_same_fingerprint_in_every_process(tmp_path: Path, 
     data.write_text('{"question": "a", "answer": "b"}\n')
     code = (
         "import sys; from pathlib import Path; from glmchat.tuning.dataset import DataOptions, read_dataset;"
-        "from glmchat.tuning.options import load_prompt_side; side = load_prompt_side(Path(sys.argv[1]));"
+        "from glmchat.tuning.prompt_side import load_prompt_side; side = load_prompt_side(Path(sys.argv[1]));"
         "print(read_dataset([sys.argv[2]], DataOptions(), side).fingerprint); side.close()"
     )
     command = [sys.executable, "-P", "-c", code, str(starter_model), str(data)]

@@ -14,8 +14,8 @@ import pytest
 
 from glmchat.core.errors import Usage
 from glmchat.tuning.dataset import DataOptions, read_dataset
-from glmchat.tuning.options import PromptSide
 from glmchat.tuning.page import Facts, lines
+from glmchat.tuning.prompt_side import PromptSide
 
 Sides = Callable[[str], PromptSide]
 PAIRS = DataOptions(pairs=True)
@@ -54,6 +54,8 @@ HUMAN = [{"from": "human", "value": "q"}]
         ({"messages": ASKED, "chosen": BETTER, "rejected": WORSE}, {}),
         ({"messages": ASKED, "chosen": [BETTER], "rejected": [WORSE]}, {}),
         ({"messages": ASKED, "chosen": "good", "rejected": "bad"}, {}),
+        ({"input": {"messages": ASKED, "tools": [], "parallel_tool_calls": True}, "preferred_output": [BETTER],
+          "non_preferred_output": [WORSE]}, {}),  # platform.openai.com/docs/guides/direct-preference-optimization
         ({"a": "q", "b": "good", "c": "bad"}, {"prompt": "a", "chosen": "b", "rejected": "c"}),
     ],
 )  # fmt: skip
@@ -71,6 +73,26 @@ def test_one_pair_is_the_same_example_in_every_format(
     found = read_dataset([written(tmp_path / "a.jsonl", [row])], DataOptions(columns=columns, pairs=True), side)
     assert len(found.examples) == 1 and list(found.examples[0].documents()) == wanted
     assert [part.part for part in found.examples[0].segments] == ["prompt", "answer", "stop"] * 2
+    found.close()
+
+
+def test_the_tools_of_openais_preferences_are_offered_and_its_faults_have_a_place(sides: Sides, tmp_path: Path) -> None:
+    side = sides("chatglm3")
+    tool = {"type": "function", "function": {"name": "time", "description": "now", "parameters": {}}}
+    row = {"input": {"messages": ASKED, "tools": [tool]}, "preferred_output": [BETTER], "non_preferred_output": [WORSE]}
+    bad = {**row, "input": {"messages": [{"role": "nobody", "content": "q"}]}}
+    found = read_dataset([written(tmp_path / "a.jsonl", [row, bad])], PAIRS, side)
+    assert '"name": "time"' in side.tokenizer.decode(list(found.examples[0].ids))
+    assert found.facts.files[0].form == "preferences-openai"
+    column = json.dumps(bad, ensure_ascii=False).index('"nobody"') + 1
+    assert found.facts.refused["role"].first[0].startswith(f"{tmp_path / 'a.jsonl'}:2:{column}: ")
+    found.close()
+    with pytest.raises(Usage) as refused:
+        read_dataset([str(tmp_path / "a.jsonl")], DataOptions(), side)
+    assert "--columns messages=input,answer=preferred_output" in refused.value.hint
+    better = DataOptions(columns={"messages": "input", "answer": "preferred_output"})
+    found = read_dataset([str(tmp_path / "a.jsonl")], better, side)
+    assert found.facts.used == 1
     found.close()
 
 

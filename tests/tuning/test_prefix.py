@@ -23,9 +23,10 @@ from glmchat.core.errors import Usage
 from glmchat.engine.engine import Engine
 from glmchat.engine.families import identify
 from glmchat.engine.quantize.linear import QuantLinear
+from glmchat.tuning.checking import Base, refuse_family
 from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import flatten, load_base
-from glmchat.tuning.methods import method_of, refuse_family
+from glmchat.tuning.methods import method_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.methods.prefix import Prefix
 from glmchat.tuning.order import order_of
@@ -347,9 +348,12 @@ def test_models_without_a_place_for_a_prefix_are_refused_before_they_are_loaded(
     for family, method in (("glm4", "prefix"), ("chatglm", "prompt"), ("chatglm3", "prompt"), ("fallback", "prefix")):
         folder = tmp_path / family
         checkpoint = identify(folder if folder.exists() else build(family, folder))
-        with pytest.raises(Usage, match=f"--method {method} does not know models of the family"):
-            refuse_family(checkpoint, method)
-    refuse_family(checkpoint, "lora")
+        base = Base.at(checkpoint.path)
+        assert base.is_native == (checkpoint.family.load is None)
+        with pytest.raises(Usage, match=f"--method {method} does not know models of the family") as refused:
+            refuse_family(base.family, method, is_native=base.is_native)
+        assert ("--method prefix" in refused.value.hint) == (family in ("chatglm", "chatglm3"))
+    refuse_family(base.family, "lora", is_native=base.is_native)
 
 
 @recorded

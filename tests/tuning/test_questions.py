@@ -11,7 +11,7 @@ import pytest
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
-from glmchat.tuning.options import PromptSide
+from glmchat.tuning.prompt_side import PromptSide
 from glmchat.tuning.questions import Reader, read_questions
 from glmchat.tuning.sources import find_sources, form_of
 

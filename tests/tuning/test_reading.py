@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from glmchat.tuning import reading
 from glmchat.tuning.dataset import DataOptions, read_dataset
 from glmchat.tuning.formats import recognise
-from glmchat.tuning.options import PromptSide
+from glmchat.tuning.prompt_side import PromptSide
 from glmchat.tuning.reading import Fault, Raw, read_rows
 from glmchat.tuning.rows import RowFault, read_row
 

@@ -15,11 +15,11 @@ import pytest
 from glmchat.chat.recipe import LIKE
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
-from glmchat.jobs.tune import settings_of
+from glmchat.jobs.learn import settings_of
 from glmchat.tuning.dataset import DataOptions, read_dataset
 from glmchat.tuning.examples import Place
-from glmchat.tuning.options import PromptSide
 from glmchat.tuning.order import steps_of
+from glmchat.tuning.prompt_side import PromptSide
 from glmchat.tuning.recipes import RECIPES, Recipe, cpm_windows, differences
 from glmchat.tuning.rows import Conversation, RowFault, Text
 from glmchat.tuning.settings import Settings

@@ -20,7 +20,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
 from glmchat.tuning.dataset import DataOptions, read_dataset
 from glmchat.tuning.examples import Example, Place, Segment
-from glmchat.tuning.options import PromptSide, load_prompt_side
+from glmchat.tuning.prompt_side import PromptSide, load_prompt_side
 from glmchat.tuning.rendering import fit, render, windows
 from glmchat.tuning.rows import Conversation, RowFault, Text
 

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from glmchat.core.errors import Usage
 from glmchat.engine.engine import load_tokenizer
 from glmchat.tuning.dataset import read_dataset
-from glmchat.tuning.options import DataOptions, load_prompt_side
+from glmchat.tuning.options import DataOptions
 from glmchat.tuning.page import lines
+from glmchat.tuning.prompt_side import load_prompt_side
 from glmchat.tuning.recipes import cpm_windows
 from glmchat.tuning.scratch import make_start
 

@@ -14,7 +14,7 @@ import pytest
 
 from glmchat.core.errors import GlmchatError, Hostile, Usage
 from glmchat.tuning.dataset import DataOptions, Dataset, read_dataset
-from glmchat.tuning.options import PromptSide
+from glmchat.tuning.prompt_side import PromptSide
 from glmchat.tuning.sources import find_sources, share_of
 
 Sides = Callable[[str], PromptSide]

@@ -8,7 +8,6 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
-from glmchat.tuning.methods import prefix
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.methods.dpo import Dpo
 from glmchat.tuning.methods.full import Full
@@ -24,12 +23,6 @@ METHODS: Mapping[str, Callable[[Checkpoint, LanguageModel, Settings], Method]] =
     "full": Full,
     "scratch": Full,  # of a base that has learned nothing yet (tuning/scratch.py)
 }
-
-
-def refuse_family(checkpoint: Checkpoint, method: str) -> None:
-    """Raise Usage where it is known before anything is loaded that a model cannot take a method."""
-    if method in ("prefix", "prompt"):
-        prefix.refuse_family(checkpoint, method)
 
 
 def method_of(checkpoint: Checkpoint, model: LanguageModel, settings: Settings) -> Method:

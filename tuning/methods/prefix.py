@@ -20,9 +20,6 @@ from torch.nn import functional
 
 from glmchat.checkpoints.adapter_fit import CHATGLM, names_of
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
-from glmchat.core.errors import Usage
-from glmchat.core.language import tr
-from glmchat.core.text import one_line
 from glmchat.engine.adapters.prefix_tuning import keys_of_prompt
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.weights import load_bin
@@ -31,6 +28,7 @@ from glmchat.engine.models.gpt2 import GPT2
 from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel, key_values, rows_of
 from glmchat.tuning import lora
+from glmchat.tuning.checking import refuse_family
 from glmchat.tuning.forward import Flat, Front, loss_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.settings import Settings
@@ -99,7 +97,7 @@ class Prefix(_InFront):
     """
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, settings: Settings) -> None:
-        refuse_family(checkpoint, "prefix")
+        refuse_family(checkpoint.spec.family, "prefix", is_native=checkpoint.family.load is None)
         model = cast(PrefixedModel, model)
         self._is_thudm = checkpoint.spec.family in CHATGLM
         with torch.random.fork_rng(devices=[]):
@@ -183,7 +181,7 @@ class Prompt(_InFront):
     learns_words: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, settings: Settings) -> None:
-        refuse_family(checkpoint, "prompt")
+        refuse_family(checkpoint.spec.family, "prompt", is_native=checkpoint.family.load is None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self._words = nn.Parameter(model_words(model, settings.prefix_length))
@@ -225,15 +223,3 @@ def model_words(model: LanguageModel, count: int) -> torch.Tensor:
     ids = torch.randint(0, model.spec.vocab_size, (count,))
     with torch.no_grad():
         return cast(torch.Tensor, embedding(ids.to(next(model.parameters()).device))).float()
-
-
-def refuse_family(checkpoint: Checkpoint, method: str) -> None:
-    """Raise Usage for a model that nobody could run with such a prefix. GLM-4's code has no place for one."""
-    family = checkpoint.spec.family
-    others = ("glm4",) if method == "prefix" else CHATGLM
-    if checkpoint.family.load is not None or family in others:
-        raise Usage(
-            tr("--method {method} does not know models of the family {family}", method=method, family=one_line(family)),
-            hint=tr("--method lora fits every model"),
-            code="tune.family",
-        )
