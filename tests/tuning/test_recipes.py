@@ -145,6 +145,37 @@ def test_chatglm_tuning_writes_instruction_and_input_and_loses_its_end_at_384(si
     dataset.close()
 
 
+@pytest.mark.parametrize("given", ["", "2 2"])
+def test_chatglm_tuning_has_the_labels_of_its_collator_on_both_sides_of_its_limit(sides: Sides, given: str) -> None:
+    """labels = -100 * (|prompt| - 1) · ids[|prompt| - 1:] of ids[:384], the prompt with the two tokens that end it
+    (tokenize_dataset_rows.py and finetune.py, 0b8d327); a row is refused where no token of the answer is left."""
+    side = sides("chatglm-6b-early")
+    encode, recipe = side.tokenizer.encode, RECIPES["chatglm-tuning"]
+    text = "Instruction: Say\n" + (f"Input: {given}\n" if given else "") + "Answer: "
+    prompt = [*encode(text), 150001, 150004]
+    room = 384 - len(prompt)
+    (piece,) = {len(encode("一" * n)) - len(encode("一" * (n - 1))) for n in range(50, 60)}
+    assert piece == 1
+    for size in (1, room - 2, room - 1, room, room + 1, 900):
+        answer = "一" * (size - len(encode("一")) + 1)
+        target = encode(answer)
+        whole = [*prompt, *target, 150005]
+        ids, learned = labels("chatglm-tuning", row("Say", answer, asked=("Say", given)), side)
+        assert ids == whole[:384]
+        assert learned == ([-100] * (len(prompt) - 1) + whole[len(prompt) - 1 :])[:384]
+        assert (learned[-1] == 150005) == (len(whole) <= 384)
+    long = row("Say", "好", asked=("一" * 500, given))
+    with pytest.raises(RowFault):
+        recipe.make(recipe, long, side.prompt)
+
+
+def test_chatglm_tuning_trains_by_the_numbers_of_its_authors() -> None:
+    found = Settings.from_json(RECIPES["chatglm-tuning"].settings)
+    assert (found.rank, found.alpha, found.dropout, found.targets) == (8, 32.0, 0.1, ("query_key_value",))
+    assert (found.rows_per_step, found.steps, found.learning_rate) == (6, 52000, 1e-4)
+    assert (found.save_every, found.keep, found.weight_decay, found.clip) == (1000, 2, 0.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("length", "windows", "lost"),
     [(120, 1, 0), (200, 1, 0), (201, 1, 1), (250, 1, 50), (251, 1, 51), (450, 1, 250), (451, 2, 51), (650, 2, 250),
