@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import Any
 
 from glmchat.chat import context
@@ -316,8 +317,16 @@ def title_in(said: str, question: str) -> str | None:
         or any(c in title for c in "<>\ufffd")
         or is_chinese(title) is not is_chinese(question)
         or max(words.values(), default=0) > 2
+        or _repeats(title.lower())
     )
     return None if is_odd or width > TITLE_CELLS else title
+
+
+def _repeats(title: str) -> bool:
+    """Whether most of it was said by whoever asked for a title."""
+    asked = (_TITLE.lower(), _TITLE_ZH)
+    longest = (SequenceMatcher(None, title, text, autojunk=False).find_longest_match().size for text in asked)
+    return max(longest) > 0.6 * len(title)
 
 
 def already_streaming() -> Usage:

@@ -32,6 +32,8 @@ from glmchat.chat.turns import TITLE_CELLS, title_in
         ("Eggs \u202eevil", "What?", None),
         ("half \ufffd", "What?", None),
         ("word " * 9, "What?", None),
+        ("请用不超过十个字为这段对话", "营业到几点？", None),  # what the model was asked, said again
+        ("A title for this conversation", "What?", None),
         ("a longer title than anybody wants to read in a list", "What?", None),
         ("天" * (TITLE_CELLS // 2), "天？", "天" * (TITLE_CELLS // 2)),
         ("天" * (TITLE_CELLS // 2 + 1), "天？", None),
