@@ -92,8 +92,12 @@ def bad_step(
     dataset: Sequence[Example],
     step: Step,
     loss: float,
+    saved: int | None = None,
 ) -> Failed:
-    """The error for a step whose loss or gradient is not finite, or whose loss is exactly 0."""
+    """The error for a step whose loss or gradient is not finite, or whose loss is exactly 0.
+
+    saved: the step of the last checkpoint.
+    """
     if loss == 0:
         where, rows = "", step.documents
     elif math.isfinite(loss):
@@ -109,11 +113,15 @@ def bad_step(
         sentence = tr("step {step}: the loss is {loss}; rows: {places}", **said)
     if where:
         sentence = tr("{what}; first in {layer}", what=sentence, layer=one_line(where, 120))
-    return Failed(
-        sentence,
-        hint=tr("nothing was registered and the last checkpoint is whole: try a lower learning rate, or float32"),
-        code="tune.not_finite",
-    )
+    if loss == 0:
+        hint = tr("nothing was registered: the base knows these rows by heart, or computes too coarsely; "
+                  "take other rows, or --dtype float32")  # fmt: skip
+    elif saved is None:
+        hint = tr("nothing was registered: try a lower learning rate (--lr), or --dtype float32")
+    else:
+        hint = tr("nothing was registered, and the checkpoint of step {step} is whole: try a lower learning rate "
+                  "(--lr), or --dtype float32", step=saved)  # fmt: skip
+    return Failed(sentence, hint=hint, code="tune.not_finite")
 
 
 @torch.no_grad()

@@ -383,7 +383,7 @@ class _Run:
         # Types that do not go together give a loss of exactly 0; what is known by heart comes to it by degrees.
         is_zero = self.loss == 0 and not before < 1e-3 and not self.method.learns_pairs
         if not math.isfinite(self.loss) or not math.isfinite(norm) or is_zero:
-            raise faults.bad_step(self.method, self.dataset, step, self.loss)
+            raise faults.bad_step(self.method, self.dataset, step, self.loss, self.saved)
         self.guard.hear(step.number, self.loss, self.saved)
         if self.done == 0:
             faults.require_gradients(self.parameters, self.method.may_rest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ import chatglm_draws
 import pytest
 import torch
 from polling import wait_until
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import originals
 from tiny_talker import CHATML, write_talker
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from glmchat.chat import trained, tuning
 from glmchat.chat.recipe import request_again
@@ -331,6 +332,45 @@ def test_what_rows_and_words_tell_is_refused_by_a_program_that_has_no_torch(
     with pytest.raises(GlmchatError) as refused:  # good rows need it
         tuning.Begun("poet", recipe(base, tmp_path)).page()
     assert (refused.value.code, "torch" in refused.value.message) == ("tune.bug", True)
+
+
+def write_knowing(base: Path, folder: Path, after: dict[str, str]) -> Path:
+    """The same network with weights that make it certain: behind each of these tokens comes the other one."""
+    shutil.copytree(base, folder)
+    words = AutoTokenizer.from_pretrained(base)
+    weights = {name: torch.zeros_like(value) for name, value in load_file(folder / "model.safetensors").items()}
+    weights["model.norm.weight"] += 1
+    for number, pair in enumerate(after.items()):
+        one, other = (words.convert_tokens_to_ids(word) for word in pair)
+        weights["model.embed_tokens.weight"][one, number] = 1.0
+        weights["lm_head.weight"][other, number] = 1000.0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_run_whose_every_learned_token_is_certain_stops_at_its_first_step_with_its_rows(
+    base: Path, tmp_path: Path
+) -> None:
+    knowing = write_knowing(base, tmp_path / "knowing", {"Ċ": "I", "I": "<|im_end|>"})
+    given = recipe(knowing, tmp_path, epochs=2, tokens_per_step=50)
+    Path(given["data"][0]).write_text('{"question": "Who?", "answer": "I"}\n' * 4)
+    one = tuning.Begun("poet", given)
+    one.page()
+    end = ended(one.go())
+    assert (end["state"], end["code"]) == ("failed", "tune.not_finite"), end
+    assert "step 1: the loss is 0; rows: " in end["message"] and "rows.jsonl:" in end["message"]
+    assert "by heart" in end["hint"] and "checkpoint" not in end["hint"]
+    assert by_name("poet") is None
+    assert tuning.last_checkpoint(find_run("poet")) is None
+
+
+def test_rows_of_which_no_token_is_learned_are_no_run(base: Path, tmp_path: Path) -> None:
+    given = recipe(base, tmp_path)
+    unlearned = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": False}]}
+    Path(given["data"][0]).write_text(json.dumps(unlearned) + "\n")
+    with pytest.raises(GlmchatError, match="no answer that is to be learned") as refused:
+        tuning.Begun("poet", given).page()
+    assert refused.value.code == "data.nothing"
 
 
 def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered(base: Path, tmp_path: Path) -> None:

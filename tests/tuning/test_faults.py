@@ -37,6 +37,7 @@ def test_infinity_in_one_row_is_told_with_its_line_its_step_and_the_layer(tmp_pa
     assert not (tmp_path / "run" / "adapter").exists()
     saved = state.newest(tmp_path / "run" / "checkpoints")
     assert saved is not None and saved.step == 1
+    assert "the checkpoint of step 1 is whole" in raised.value.hint
 
 
 def test_a_tensor_without_a_gradient_is_named() -> None:
