@@ -14,7 +14,7 @@ from glmchat.core.errors import GlmchatError, Interrupted
 from glmchat.core.language import tr
 from glmchat.core.run_folder import Run
 from glmchat.core.run_log import LogReader, LogWriter, Progress, curve_svg
-from glmchat.core.text import duration, human_bytes
+from glmchat.core.text import duration, human_bytes, number_text
 from glmchat.tuning.page import Facts, lines
 
 _DRAWN = ("evaluation", "checkpoint", "end")  # records behind which the curve is drawn anew
@@ -134,6 +134,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             numbers=plan["numbers"],
             layers=plan["layers"],
             dtype=plan["dtype"],
+        ),
+        tr(
+            "all documents {epochs} times; {passes:,} passes of up to {most:,} tokens, {full:.0%} full on average",
+            epochs=number_text(round(plan["epochs"], 2)),
+            passes=plan["passes"],
+            most=plan["row_tokens"],
+            full=plan["full"],
         ),
         tr(
             "memory {memory}{twice}; disk {disk}; about {time} at {speed:,.0f} tokens/s (measured on the longest rows)",

@@ -108,6 +108,12 @@ def worst_of(steps: Sequence[Step], lengths: Sequence[int]) -> tuple[int, ...]:
     return max((each for step in steps for each in step.passes), key=size)
 
 
+def fullness(steps: Sequence[Step], lengths: Sequence[int], most: int) -> float:
+    """The share of the passes' `most` tokens that documents take, on average; a longer one alone fills its pass."""
+    taken = [min(1.0, sum(lengths[n] for n in each) / most) for step in steps for each in step.passes]
+    return sum(taken) / max(1, len(taken))
+
+
 def rate_at(step: int, total: int, settings: Settings) -> float:
     """The learning rate of step `step` (from 1) of `total`, as transformers' schedules have it."""
     share = settings.warmup

@@ -23,7 +23,7 @@ from glmchat.tuning.forward import Flat, flatten, learned_of, load_base
 from glmchat.tuning.methods import method_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.optimiser import optimiser_of
-from glmchat.tuning.order import Step, rate_at, read_through, steps_of, worst_of
+from glmchat.tuning.order import Step, fullness, rate_at, read_through, steps_of, worst_of
 from glmchat.tuning.samples import Question, Sampler
 from glmchat.tuning.settings import Settings
 
@@ -249,6 +249,10 @@ class _Run:
                 "kind": "plan",
                 "steps": len(self.steps),
                 "documents": len(self.lengths),
+                "epochs": sum(len(step.documents) for step in self.steps) / len(self.lengths),
+                "passes": sum(len(step.passes) for step in self.steps),
+                "row_tokens": settings.row_tokens,
+                "full": fullness(self.steps, self.lengths, settings.row_tokens),
                 "tokens": total,
                 "learned": sum(self.learned),
                 "learning": learning,

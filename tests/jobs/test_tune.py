@@ -137,6 +137,8 @@ def test_all_weights_learn_and_become_a_model_that_answers_is_quantised_and_open
     run = begun(given)
     page = next(one for one in LogReader(run.log).read() if one["kind"] == "page")
     assert any("learn in float32" in line for line in page["words"])
+    assert any(line.startswith("all documents 25 times; ") and "% full" in line for line in page["words"])
+    assert page["plan"]["passes"] >= page["plan"]["steps"] and 0 < page["plan"]["full"] <= 1
     end = ended(run)
     assert end["state"] == "done", end
     assert end["model"] == "whole"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmchat.core.errors import Usage
-from glmchat.tuning.order import enough, steps_of
+from glmchat.tuning.order import enough, fullness, steps_of
 from glmchat.tuning.settings import EPOCHS, Settings
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=30)
@@ -48,6 +48,16 @@ def test_few_rows_still_make_many_steps_and_many_rows_the_steps_that_were_set(le
     assert max(sum(lengths[n] for n in step.documents) for step in steps) <= max(settings.tokens_per_step, *lengths)
     if sum(lengths) >= 20 * Settings().tokens_per_step:
         assert settings == Settings(epochs=3)
+
+
+@given(LENGTHS, st.integers(1, 400), st.integers(1, 3))
+def test_passes_are_as_full_as_their_tokens_say(lengths: list[int], most: int, epochs: int) -> None:
+    steps = steps_of(lengths, Settings(epochs=epochs, row_tokens=most))
+    passes = [each for step in steps for each in step.passes]
+    beyond = epochs * sum(max(0, length - most) for length in lengths)
+    whole = fullness(steps, lengths, most) * len(passes) * most
+    assert whole == pytest.approx(epochs * sum(lengths) - beyond)
+    assert fullness(steps_of([most] * 7, Settings(row_tokens=most)), [most] * 7, most) == 1.0
 
 
 def test_what_was_asked_for_stays() -> None:
