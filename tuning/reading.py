@@ -282,7 +282,7 @@ def _parsed(data: bytes, place: Place, column: int) -> Raw | Fault:
     except UnicodeDecodeError as error:
         line, where = _position(Raw(None, place, column=column), data[: error.start].decode("utf-8"))
         found = tr("the byte 0x{byte:02x}, which is no UTF-8", byte=data[error.start])
-        wanted = tr("a file in UTF-8: `iconv -f GB18030 -t UTF-8` makes one of Chinese text")
+        wanted = _utf8()
         return Fault(Place(place.file, line), "utf8", found, wanted, column=where)
     line, where = _position(Raw(None, place, column=column), text[:at])
     found = one_line(repr(text[at : at + 20]), 60) if text[at:].strip() else tr("the end of the row")
@@ -372,7 +372,7 @@ def _table(file: BinaryIO, name: str, between: str | None, heard: Heard) -> Iter
         if not cells:
             continue
         if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
-            yield Fault(place, "utf8", tr("bytes that are no UTF-8"), tr("a file in UTF-8"))
+            yield Fault(place, "utf8", tr("bytes that are no UTF-8"), _utf8())
         elif len(cells) != len(names):
             last = line - 1
             found = tr("{count} cells", count=len(cells))
@@ -384,6 +384,10 @@ def _table(file: BinaryIO, name: str, between: str | None, heard: Heard) -> Iter
         else:
             yield Raw(dict(zip(names, cells, strict=True)), place)
     text.detach()
+
+
+def _utf8() -> str:
+    return tr("a file in UTF-8: `iconv -f GB18030 -t UTF-8` makes one of Chinese text")
 
 
 def _text(file: BinaryIO, name: str, note: Note, heard: Heard) -> Iterator[Raw | Fault]:
@@ -401,7 +405,7 @@ def _text(file: BinaryIO, name: str, note: Note, heard: Heard) -> Iterator[Raw |
         except UnicodeDecodeError as error:
             found = tr("the byte 0x{byte:02x}, which is no UTF-8", byte=line[error.start])
             before = len(line[: error.start].decode("utf-8"))
-            yield Fault(place, "utf8", found, tr("a file in UTF-8"), column=before + 1)
+            yield Fault(place, "utf8", found, _utf8(), column=before + 1)
             continue
         if said:
             yield Raw({"text": said}, place)
