@@ -1,8 +1,10 @@
 """What a decoded token costs behind a long context: layers of full size with random int4 weights, in C and in torch.
 
     python benchmarks/long_context.py [--shape chatglm3-6b] [--layers 2] [--threads 2] [--lengths 100 8000] [--no-torch]
+    python benchmarks/long_context.py --types [--shape smollm2] [--threads 1]
 
 Embedding and head are left out, so the ratio is that of the layers alone, which is the worse one.
+--types: what `--cache-type` costs, in processor time, the types in turns: so a busy machine tells the ratios too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from glmchat.engine.quantize.linear import QuantLinear
 REPEATS = 12  # the best of them counts
 SHAPES = {
     "chatglm3-6b": SimpleNamespace(hidden=4096, ffn=13696, heads=32, groups=2, width=128),
+    "smollm2": SimpleNamespace(hidden=576, ffn=1536, heads=9, groups=3, width=64),
+    "many key heads": SimpleNamespace(hidden=2048, ffn=4096, heads=16, groups=16, width=128),
     "tiny": SimpleNamespace(hidden=256, ffn=512, heads=32, groups=2, width=16),
 }
 
@@ -66,6 +70,32 @@ def by_torch(model: chatglm2.ChatGLM2, cache: KVCache) -> float:
     return time.perf_counter() - started
 
 
+def compare_types(model: chatglm2.ChatGLM2, lengths: list[int], layers: int) -> None:
+    noise = torch.Generator().manual_seed(1)
+    size = (model.spec.kv_heads, max(lengths), model.spec.head_dim)
+    caches = {dtype: model.new_cache(max(lengths) + 1, dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8)}
+    for layer in range(layers):
+        rows = torch.randn(size, generator=noise), torch.randn(size, generator=noise)
+        for cache in caches.values():
+            cache.put(layer, 0, *rows)
+    for length in lengths:
+        best = dict.fromkeys(caches, float("inf"))
+        for _ in range(2 * REPEATS):
+            for dtype, cache in caches.items():
+                cache.length = length
+                started = time.process_time()
+                by_c(model, cache)
+                best[dtype] = min(best[dtype], time.process_time() - started)
+        for dtype, seconds in best.items():
+            print(
+                f"{length:5} tokens, cache in {str(dtype)[6:]:8}: "
+                f"{1e3 * seconds / layers:7.3f} ms of the processor a layer, "
+                f"{seconds / best[torch.float32]:.2f} of float32, "
+                f"{caches[dtype].nbytes // (caches[dtype].capacity * layers)} bytes a position and layer",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="chatglm3-6b")
@@ -74,11 +104,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--lengths", type=int, nargs="*", default=[100, 2000, 8000])
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--types", action="store_true")
     options = parser.parse_args()
     model = network(SHAPES[options.shape], options.layers, options.group)
     programs = {"C": by_c} if options.no_torch else {"C": by_c, "torch": by_torch}
     for threads in options.threads:
         torch.set_num_threads(threads)
+        if options.types:
+            compare_types(model, options.lengths, options.layers)
+            continue
         for dtype in (torch.float32, torch.bfloat16):
             cache = model.new_cache(max(options.lengths) + 1, dtype)
             for part in (*cache.keys, *cache.values):

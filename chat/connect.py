@@ -80,7 +80,9 @@ def require_fit(options: EngineOptions, purpose: Purpose = "chat", adapters: Seq
         return
     folder, name = options.require_folder(), options.model or options.require_folder().name
     shared_engine.making_room(
-        lambda: card_fit.check(name, folder, options.quant, options.dtype, options.context, options.device)
+        lambda: card_fit.check(
+            name, folder, options.quant, options.dtype, options.context, options.device, options.cache_type
+        )
     )
     if purpose != "completion":
         check_chat(folder)

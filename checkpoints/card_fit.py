@@ -114,6 +114,7 @@ def check(
     dtype: str | None = None,
     context: int | None = None,
     device: str = "cpu",
+    cache_type: str | None = None,
 ) -> DevicePlan:
     """Refuse before anything loads what could not be loaded there; the plan that the engine will make too.
 
@@ -124,8 +125,9 @@ def check(
     if quant is not None:
         refuse_quantising(fit.config_at(folder))
     plan = device_plan(device, folder, quant, dtype, context, model=model)
+    fit.refuse_cache_type(cache_type, fit.config_at(folder), plan.devices[0])
     if not plan.devices[0].startswith("cuda"):
-        fit.check(model, folder, quant, dtype, context)
+        fit.check(model, folder, quant, dtype, context, cache_type)
         return plan
     needed, free = host_memory(folder), available_memory()
     if free is not None and needed > free:
@@ -134,12 +136,17 @@ def check(
 
 
 def demand(
-    folder: Path, quant: int | None, dtype: str | None, context: int | None, device: str
+    folder: Path,
+    quant: int | None,
+    dtype: str | None,
+    context: int | None,
+    device: str,
+    cache_type: str | None = None,
 ) -> tuple[str, int | None, int | None]:
     """(device, bytes needed there, bytes free there) of a load: who starts several asks before the first."""
     plan = device_plan(device, folder, quant, dtype, context)
     if not plan.devices[0].startswith("cuda"):
-        memory = fit.estimate(folder, quant, dtype, context)
+        memory = fit.estimate(folder, quant, dtype, context, cache_type)
         return "cpu", memory.total if memory is not None else None, available_memory()
     memory, cards = card_memory(folder, quant, dtype, context), look()
     free = sum(card.free for name in plan.devices if (card := cards.at(name)) is not None)

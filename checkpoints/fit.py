@@ -35,7 +35,7 @@ from glmchat.checkpoints.weight_files import (
     weight_files,
     weight_paths,
 )
-from glmchat.core.errors import Damaged, DoesNotFit, GlmchatError
+from glmchat.core.errors import Damaged, DoesNotFit, GlmchatError, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
@@ -277,7 +277,11 @@ def memory_words(model: str, needed: int, free: int, smaller: Sequence[tuple[str
 
 
 def estimate(
-    folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
+    folder: Path,
+    quant: int | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+    cache_type: str | None = None,
 ) -> Memory | None:
     """What loading `folder` (or a GGUF file) takes; None where its files say too little, or it cannot be quantised."""
     stored = stored_bytes(folder)
@@ -289,7 +293,7 @@ def estimate(
         return None
     length = context or min(spec.context if spec is not None else LONGEST_CONTEXT, LONGEST_CONTEXT)
     counted = counted_spec(spec, config, stored)
-    free, wide_cache = available_memory(), counted.cache_bytes(length, 4)
+    free, wide_cache = available_memory(), counted.cache_bytes(length, 4, cache_type)
     packed, wide = packed_weights(folder, config, stored, 4), counted.weight_bytes(width=4) or 0
     if packed is None and quant is not None:
         packed = counted.weight_bytes(Recipe(quant), 4)
@@ -303,7 +307,10 @@ def estimate(
     if weights is None:
         weights = counted.weight_bytes(Recipe(quant) if quant is not None else None, width) or 0
     runtime = RUNTIME + (0 if config.get("model_type") in _NO_TEMPLATE else HELPER)
-    return Memory(weights, counted.cache_bytes(length, width), _scratch(counted, length, width), runtime)
+    cache, scratch = counted.cache_bytes(length, width, cache_type), _scratch(counted, length, width)
+    if cache != counted.cache_bytes(length, width):  # one layer of it as its activations, and on the way there
+        scratch += 2 * counted.cache_bytes(length, 4) // max(counted.layers, 1)
+    return Memory(weights, cache, scratch, runtime)
 
 
 def fits_in_float32(weights: int, free: int | None) -> bool:
@@ -330,21 +337,41 @@ def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | 
     return tr("try `{flags}`, needs {size}", flags="--quant 4", size=human_bytes(smaller.total))
 
 
+def refuse_cache_type(cache_type: str | None, config: Mapping[str, Any], device: str) -> None:
+    """Raise Usage where keys and values have one type only: on a card, and where transformers keeps them."""
+    if cache_type is None or (device == "cpu" and is_native(config)):
+        return
+    raise Usage(
+        tr("a cache in {cache_type} is for models that glmchat computes itself, on a CPU", cache_type=cache_type),
+        hint="--cache-type auto" if device == "cpu" else tr("--cache-type auto, or --device cpu"),
+        code="cache_type.device" if device != "cpu" else "cache_type.family",
+    )
+
+
 def check(
-    model: str, folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
+    model: str,
+    folder: Path,
+    quant: int | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+    cache_type: str | None = None,
 ) -> Memory | None:
     """For the CPU. Refuse before anything loads: Damaged, Hostile or Usage for what is no model, DoesNotFit
     with the numbers and the nearest thing that fits (exit 4)."""
     check_folder(folder)
-    needed, free = estimate(folder, quant, dtype, context), available_memory()
+    needed, free = estimate(folder, quant, dtype, context, cache_type), available_memory()
     if needed is None or free is None or needed.total <= free:
         return needed
     others = []
     for bits in (8, 4):
-        if (quant is None or bits < quant) and (other := estimate(folder, bits, dtype, context)) is not None:
+        other = estimate(folder, bits, dtype, context, cache_type) if quant is None or bits < quant else None
+        if other is not None:
             others.append((f"--quant {bits}", other.total))
-    if (short := estimate(folder, 4, dtype, 2048)) is not None and not context:
+    if (short := estimate(folder, 4, dtype, 2048, cache_type)) is not None and not context:
         others.append(("--quant 4 --context 2048", short.total))
+    narrow = estimate(folder, quant, dtype, context, "int8") if cache_type is None else None
+    if narrow is not None and is_native(config_at(folder)):
+        others.append(("--cache-type int8", narrow.total))
     raise memory_words(model, needed.total, free, others)
 
 

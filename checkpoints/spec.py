@@ -119,12 +119,14 @@ class ModelSpec:
             total += times * (packed_bytes(shape[0], shape[1], bits, group) if bits else prod(shape) * dense)
         return total
 
-    def cache_bytes(self, tokens: int, width: int) -> int:
+    def cache_bytes(self, tokens: int, width: int, cache_type: str | None = None) -> int:
         """Keys and values of every layer for so many tokens, and for a prefix of the checkpoint's own.
 
-        width: bytes of an activation.
+        width: bytes of an activation. cache_type: as `core.engine_options` names it; None: an activation's own.
         """
-        return self.prefix_width * (tokens + self.prefix_length) * width
+        width = {"float32": 4, "bfloat16": 2, "int8": 1}.get(cache_type or "", width)
+        scales = 4 * self.prefix_width // max(self.head_dim, 1) if cache_type == "int8" else 0
+        return (self.prefix_width * width + scales) * (tokens + self.prefix_length)
 
     def _tensors(self) -> Iterator[tuple[str, Shape, int]]:
         """Name, shape, and how often the network has it."""

@@ -14,6 +14,7 @@ import typer
 
 from glmchat.core.engine_options import (
     EngineOptions,
+    parse_cache_type,
     parse_device,
     parse_dtype,
     parse_parallel,
@@ -45,6 +46,15 @@ class EngineFlags:
             "--products",
             metavar="int8",
             help="Round activations to 8 bits where weights have 4: faster on a CPU, and less exact.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    cache_type: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-type",
+            metavar="auto|float32|bfloat16|int8",
+            help="Keep keys and values so on a CPU: int8 takes about a quarter of float32's memory.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -91,6 +101,7 @@ class EngineFlags:
         return EngineOptions(
             dtype=parse_dtype(self.dtype),
             products=parse_products(self.products),
+            cache_type=parse_cache_type(self.cache_type or settings.cache_type),
             device=parse_device(self.device),
             threads=self.threads or settings.threads,
             context=self.context or settings.context,

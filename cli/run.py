@@ -345,12 +345,12 @@ def _refuse_contradictions(
 
 
 def _refuse_engine_flags(given: EngineFlags) -> None:
-    for name in ("quant", "revision", "dtype", "products", "threads", "context"):
+    for name in ("quant", "revision", "dtype", "products", "cache_type", "threads", "context"):
         if getattr(given, name) is not None:
             raise Usage(
                 tr(
                     "{flag} applies to a model loaded on this machine; with --server the model is already loaded",
-                    flag=f"--{name}",
+                    flag=f"--{name.replace('_', '-')}",
                 ),
                 hint=tr("leave out one of them"),
                 code="usage.contradiction",

@@ -38,6 +38,7 @@ def parse_quant(text: str | None, flag: str = "--quant") -> int | None:
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRODUCTS = ("int8",)
+CACHE_TYPES = ("float32", "bfloat16", "int8")
 
 
 def _argument(read: Callable[[str], Any], write: Callable[[Any], str] = str, **more: Any) -> dict[str, Any]:
@@ -72,6 +73,8 @@ class EngineOptions:
     dtype: str | None = field(default=None, metadata=_argument(str, choices=DTYPES))
     # Of which type activations are where they meet weights of 4 bits; None: as exact as it costs nothing.
     products: str | None = field(default=None, metadata=_argument(str, choices=PRODUCTS))
+    # Of which type keys and values are kept; None: as the activations are.
+    cache_type: str | None = field(default=None, metadata=_argument(str, choices=CACHE_TYPES))
     # "auto": a GPU where there is one.
     device: str = field(default="auto", metadata=_argument(str))
     threads: int | None = field(default=None, metadata=_argument(int))
@@ -115,7 +118,7 @@ class EngineOptions:
 
     def for_load(self) -> dict[str, Any]:
         """The keywords of `Engine.load`."""
-        names = ("quant", "dtype", "products", "device", "threads", "context", "parallel")
+        names = ("quant", "dtype", "products", "cache_type", "device", "threads", "context", "parallel")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -152,6 +155,11 @@ def parse_dtype(text: str | None) -> str | None:
 def parse_products(text: str | None) -> str | None:
     """One of PRODUCTS, or None where none was given. Raises Usage."""
     return _one_of(PRODUCTS, text, "--products")
+
+
+def parse_cache_type(text: str | None) -> str | None:
+    """One of CACHE_TYPES, or None where none was given or "auto". Raises Usage."""
+    return None if text == "auto" else _one_of(("auto", *CACHE_TYPES), text, "--cache-type")
 
 
 def _one_of(names: Sequence[str], text: str | None, flag: str) -> str | None:

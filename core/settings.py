@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core import locations
+from glmchat.core.engine_options import CACHE_TYPES
 from glmchat.core.errors import Usage
 from glmchat.core.files import read_text
 from glmchat.core.language import tr
@@ -36,6 +37,7 @@ class Settings:
     language: str | None = None
     threads: int | None = None
     context: int | None = None
+    cache_type: str | None = None  # of keys and values on a CPU: one of CACHE_TYPES, or "auto"
     keep_alive: float = 300.0  # seconds that an engine stays after its last user left; 0: it ends with its window
     kv_cache: int = 2_000_000_000  # bytes of conversations' caches that may lie on the disk; 0: none
     context_policy: str = "drop"  # "drop" | "refuse"
@@ -53,13 +55,14 @@ class Settings:
 _SCALARS: dict[str, type] = {
     "default_model": str, "theme": str, "enter_sends": bool, "language": str, "threads": int, "context": int,
     "context_policy": str, "downloads": int, "history": bool, "hints": bool, "system": str,
-    "titles": str,
+    "titles": str, "cache_type": str,
 }  # fmt: skip
 _CHOICES = {
     "theme": THEMES,
     "context_policy": ("drop", "refuse"),
     "language": ("en", "zh"),
     "titles": ("local", "always", "never"),
+    "cache_type": ("auto", *CACHE_TYPES),
 }
 
 

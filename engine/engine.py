@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from glmchat.checkpoints.device_plan import DevicePlan
-from glmchat.checkpoints.fit import LONGEST_CONTEXT
+from glmchat.checkpoints.fit import LONGEST_CONTEXT, refuse_cache_type
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.core.decoding import Decoding
@@ -98,6 +98,7 @@ class Engine:
         context: int | None = None,
         parallel: int | None = 1,
         products: str | None = None,
+        cache_type: str | None = None,
         on_progress: Progress | None = None,
     ) -> Engine:
         """Load a Hugging Face folder, a GGUF file, or a quantised folder of ours.
@@ -106,6 +107,7 @@ class Engine:
         "bfloat16", "float16"), None takes the fastest. context: positions to reserve, at most the model's own.
         parallel: answers that will be written at once, each with a cache of its own; None: as many as memory allows.
         products: "int8" rounds activations to 8 bits where they meet weights of 4: faster, and less exact.
+        cache_type: of keys and values on a CPU ("float32", "bfloat16", "int8"), None that of the activations.
         on_progress(stage, done): stages "tokenizer", "weights", "warmup", each from 0 to 1.
         A folder without tokenizer files loads too; only what needs text then raises.
         Raises Damaged, Hostile, DoesNotFit, NotInstalled or Usage.
@@ -117,6 +119,7 @@ class Engine:
         room = _room(spec, context)
         plan = choose_devices(device, checkpoint.path, quant, dtype, room)
         device = plan.devices[0]
+        refuse_cache_type(cache_type, checkpoint.config, device)
         set_up(plan)
         report("tokenizer", 0.0)
         tokenizer, prompt = _load_text(checkpoint)
@@ -125,7 +128,7 @@ class Engine:
         with load_in_words(checkpoint.path, quant, dtype, room, plan):
             wide = needs_wide_residual(checkpoint.config, activations, device)
             model = load_model(checkpoint, dtype=activations, quant=quant, plan=plan, wide=wide, on_progress=report)
-            model.step_fault = step_fault
+            model.step_fault, model.cache_type = step_fault, cache_type
             if device.startswith("cuda") and len(plan.devices) == 1:
                 model.make_step, model.step_fault = card_step()
             if products == "int8":
@@ -490,7 +493,8 @@ class Engine:
         them. A file is used by engines that have all in common with the one that wrote it on which a number could
         depend.
         """
-        computed = [str(self.dtype), self.plan.name, self._card, self.threads, self._kernel]
+        types = [str(self.dtype), str(self.model.cache_dtype)]
+        computed = [*types, self.plan.name, self._card, self.threads, self._kernel]
         environment = {name: value for name, value in os.environ.items() if name.startswith(_COMPUTES)}
         what = [scope, program_state(), versions(), self.checkpoint.config, *self._loaded, *computed, environment]
 
@@ -527,6 +531,7 @@ class Engine:
             "threads": self.threads,
             "kernel": self._kernel,
             **({"products": self.products} if self.products else {}),
+            **({"cache_type": self.model.cache_type} if self.model.cache_type else {}),
             "context": self.context,
             "load_ms": self.load_seconds * 1000,
             **(self.identity.facts() if self.identity is not None else {}),

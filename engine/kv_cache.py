@@ -9,6 +9,24 @@ import torch
 FIRST = 2048  # positions that a cache on a card begins with
 
 
+SCALE = 4  # bytes behind a row of whole numbers
+
+
+def to_int8(rows: torch.Tensor) -> torch.Tensor:
+    """Rows [..., width] as whole numbers of -127 to 127, and behind them [..., width + 4] their scale as the bytes of a
+    float32. The compiled step stores the same bits (native/step_part.h)."""
+    wide = rows.float()
+    scale = wide.abs().amax(-1, keepdim=True).div_(127)
+    codes = (wide / scale.clamp_min(1e-30)).round_().to(torch.int8)
+    return torch.cat((codes, scale.view(torch.int8)), -1)
+
+
+def from_int8(rows: torch.Tensor) -> torch.Tensor:
+    """What `to_int8` was given, in float32, as near as it kept it."""
+    scale = rows[..., -SCALE:].contiguous().view(torch.float32)
+    return rows[..., :-SCALE].float().mul_(scale)
+
+
 class KVCache:
     """Keys and values of every layer for one sequence; devices: of each layer, or one for all, the CPU if none.
 
@@ -18,6 +36,7 @@ class KVCache:
     keys[l], values[l]: [kv_heads, capacity, head_dim]; the first `length` positions are filled. An attached P-Tuning
     prefix takes the first `prefix` positions; they are part of `length`, and no token ids stand for them. Of the
     rotary or learnt positions it takes `shift`: none in P-Tuning v2, all of its length where PEFT trained it.
+    Of a cache in torch.int8 each of these rows has its own scale: head_dim whole numbers and four bytes (`to_int8`).
     floor: the shortest that it was since somebody set it: what stands before has not changed.
     """
 
@@ -34,7 +53,7 @@ class KVCache:
     ) -> None:
         places = devices if len(devices) == layers else (devices or ("cpu",))[:1] * layers
         capacity = limit if torch.device(places[0]).type == "cpu" else min(FIRST, limit)
-        shape = (kv_heads, capacity, head_dim)
+        shape = (kv_heads, capacity, head_dim + (SCALE if dtype == torch.int8 else 0))
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for device in places]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for device in places]
         self.capacity = capacity
@@ -46,17 +65,27 @@ class KVCache:
         self.layout: Any = None  # what a prefix-LM family must remember of its prompt between steps
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write key and value [kv_heads, new, head_dim] behind what is there; return views of all of it.
+        """Write key and value [kv_heads, new, head_dim] behind what is there; return all of it in their type, the new
+        rows too as they are stored.
 
         `length` moves only when the whole forward pass is through (`advance`), so a stop between layers leaves the
         cache as it was.
         """
         start, count = self.length, key.shape[1]
         self.reserve(start + count)
-        keys, values = self.keys[layer], self.values[layer]
-        keys.narrow(1, start, count).copy_(key)  # narrow takes a third of the time of an index
-        values.narrow(1, start, count).copy_(value)
-        return keys.narrow(1, 0, start + count), values.narrow(1, 0, start + count)
+        self.put(layer, start, key, value)
+        keys = self.keys[layer].narrow(1, 0, start + count)  # narrow takes a third of the time of an index
+        values = self.values[layer].narrow(1, 0, start + count)
+        if keys.dtype == torch.int8:
+            keys, values = from_int8(keys), from_int8(values)
+        return keys.to(key.dtype), values.to(value.dtype)
+
+    def put(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store key and value [kv_heads, n, head_dim] at the positions from `start`."""
+        if self.keys[layer].dtype == torch.int8:
+            key, value = to_int8(key), to_int8(value)
+        self.keys[layer].narrow(1, start, key.shape[1]).copy_(key)
+        self.values[layer].narrow(1, start, value.shape[1]).copy_(value)
 
     def reserve(self, length: int) -> None:
         """Have room for `length` positions, as far as the limit goes; what is filled is copied.

@@ -53,7 +53,7 @@ def settle_dtype(model: LanguageModel, device: str, context: int) -> None:
         return
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     free = available_memory()  # mapped weights count as free
-    roomy = packed_fits_in_float32(weights, model.spec.cache_bytes(context, 4), free)
+    roomy = packed_fits_in_float32(weights, model.spec.cache_bytes(context, 4, model.cache_type), free)
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     fast = all(layer.kernel.any_dtype for layer in layers)
     set_dtype(model, torch.float32 if roomy and fast else torch.bfloat16, device)
@@ -127,7 +127,6 @@ def choose_parallel(model: LanguageModel, device: str, context: int, asked: int 
         return asked
     if device != "cpu" or getattr(model.step(), "most_rows", 1) == 1:
         return 1
-    spec, width = model.spec, torch.empty(0, dtype=model.dtype).element_size()
-    cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * context * width
+    cache = model.spec.cache_bytes(context, model.dtype.itemsize, model.cache_type)
     free = available_memory()
     return _MOST_AT_ONCE if free is None else max(1, min(_MOST_AT_ONCE, 1 + int(free * _SHARE / cache)))

@@ -128,9 +128,10 @@ class Judged:
             columns=request.get("columns") or {},
             system=request.get("system"),
         )
+        cache = [f"cache {options.cache_type}"] if options.cache_type else []
         key = [
             [(p.name, p.digest) for p in fingerprint(weight_files(side.checkpoint.path))],
-            [options.quant, options.dtype, options.device, *([options.products] if options.products else [])],
+            [options.quant, options.dtype, options.device, *([options.products] if options.products else []), *cache],
             [(of_adapter(path), weight) for _, path, weight in adapters],
             reader.prompt.identity,
             sampling.to_json(),

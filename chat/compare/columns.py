@@ -198,7 +198,7 @@ def demand_of(launch: LaunchOptions) -> tuple[str, int | None, int | None]:
     engine = launch.engine
     if engine.folder is None:
         return "cpu", None, None
-    return demand(engine.folder, engine.quant, engine.dtype, engine.context, engine.device)
+    return demand(engine.folder, engine.quant, engine.dtype, engine.context, engine.device, engine.cache_type)
 
 
 def decide(engines: Sequence[LaunchOptions], running: Running | None) -> Together | OneByOne:

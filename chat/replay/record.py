@@ -14,7 +14,10 @@ from glmchat.core.errors import Usage
 from glmchat.core.fingerprints import FilePrint
 from glmchat.core.language import tr
 
-_PLAIN = ("dtype", "device", "card", "capability", "driver", "cuda", "threads", "kernel", "context", "family")
+_PLAIN = (
+    *("dtype", "cache_type", "device", "card", "capability", "driver", "cuda", "threads", "kernel", "context"),
+    "family",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ OWN = frozenset(
 )
 _FACTS = (
     *sorted(OWN), "seed", "adapters", "model", "revision", "quant", "family", "dtype", "device", "card", "capability",
-    "driver", "cuda", "threads", "kernel", "products", "context", "cached_n",
+    "driver", "cuda", "threads", "kernel", "products", "cache_type", "context", "cached_n",
 )  # fmt: skip
 _HASHES = ("weights", "settings")
 _MOST = 1 << 24  # ids; a record that claims more is damaged

@@ -14,7 +14,7 @@ from glmchat.chat.jobs import run_job
 from glmchat.chat.launch import locate
 from glmchat.chat.replay import record
 from glmchat.chat.replay.record import Difference, differences
-from glmchat.core.engine_options import PRODUCTS, EngineOptions
+from glmchat.core.engine_options import CACHE_TYPES, PRODUCTS, EngineOptions
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, sampling_name
@@ -255,7 +255,8 @@ def run_replay(
 
 
 _SAME_ENGINE = (
-    "asked_dtype", "dtype", "products", "device", "threads", "context", "weights", "template", "settings", "versions",
+    "asked_dtype", "dtype", "products", "cache_type", "device", "threads", "context", "weights", "template", "settings",
+    "versions",
 )  # fmt: skip
 
 
@@ -286,6 +287,7 @@ def _options(plan: ReplayPlan, stretches: Sequence[Stretch]) -> EngineOptions:
         quant=_quant(stretches[0]),
         dtype=facts.get("asked_dtype"),
         products=next((name for name in PRODUCTS if name == facts.get("products")), None),
+        cache_type=next((name for name in CACHE_TYPES if name == facts.get("cache_type")), None),
         device=facts.get("device") or "cpu",
         threads=plan.threads or facts.get("threads"),
         context=facts.get("context"),

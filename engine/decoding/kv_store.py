@@ -89,7 +89,7 @@ def _size(header: bytes, layout: Layout) -> int:
 def _views(cache: KVCache) -> list[tuple[np.ndarray, np.ndarray]]:
     """Keys and values of each layer as whole numbers of their width: numpy copies them in the thread that asks, where
     torch would start threads beside those that compute."""
-    same = {2: torch.int16, 4: torch.int32}[cache.keys[0].element_size()]
+    same = {1: torch.int8, 2: torch.int16, 4: torch.int32}[cache.keys[0].element_size()]
     return [(k.view(same).numpy(), v.view(same).numpy()) for k, v in zip(cache.keys, cache.values, strict=True)]
 
 

@@ -506,12 +506,12 @@ class Sequences:
 
     def _allocate(self) -> KVCache:
         try:
-            return self.model.new_cache(self.context, self.model.dtype)
+            return self.model.new_cache(self.context, self.model.cache_dtype)
         except (RuntimeError, MemoryError):
             if not self.drop_idle():
                 raise
             give_back()
-            return self.model.new_cache(self.context, self.model.dtype)
+            return self.model.new_cache(self.context, self.model.cache_dtype)
 
     def drop_idle(self) -> bool:
         """Forget what nobody uses; False if there was nothing."""

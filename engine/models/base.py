@@ -65,6 +65,7 @@ class LanguageModel(nn.Module):
     spec: ModelSpec
     tied: str | None = None  # the embedding that is the head too; a head may be put in at `lm_head`
     dtype = torch.float32  # of the activations
+    cache_type: str | None = None  # of keys and values, where it is not that of the activations
     plan = ON_CPU  # which of its layers lie where
     wide_residual = False  # what layers add up is kept in float32 beside float16 activations
     compile_steps = True  # False: torch decodes too, for comparisons
@@ -199,6 +200,11 @@ class LanguageModel(nn.Module):
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         """Called once, after the weights are in: tables that are computed and not loaded, fused views of weights."""
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values that are kept."""
+        return self.dtype if self.cache_type is None else cast(torch.dtype, getattr(torch, self.cache_type))
 
     def open_for_measuring(self, cache: KVCache) -> None:
         """Bring an empty cache to where one token can be decoded, without computing anything."""

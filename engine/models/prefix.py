@@ -105,8 +105,7 @@ class PrefixedModel(LanguageModel):
         length = prefix.shape[3]
         cache = super().new_cache(capacity + length, dtype)
         for layer in range(self.spec.layers):
-            cache.keys[layer][:, :length] = prefix[layer, 0]
-            cache.values[layer][:, :length] = prefix[layer, 1]
+            cache.put(layer, 0, prefix[layer, 0], prefix[layer, 1])
         cache.prefix = cache.length = length
         cache.shift = length if self.prefix_shifts else 0
         return cache

@@ -251,6 +251,7 @@ INLINE const glm_kernels *kernels_for(const glm_kernels *kernels, int64_t rows) 
 #define GLM_TILE 6
 #define GLM_TARGET __attribute__((target("avx2,fma,f16c")))
 #define GLM_HALVES(at) ((VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at))))
+#define GLM_BYTES(at) ((VI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(at))))
 #define GLM_PAIRS(sum, a, b) ((sum) + (VI)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
 #define GLM_QUADS(sum, a, b) GLM_PAIRS(sum, _mm256_maddubs_epi16((__m256i)(a), (__m256i)(b)), _mm256_set1_epi16(1))
 #include "native.c"
@@ -261,12 +262,14 @@ INLINE const glm_kernels *kernels_for(const glm_kernels *kernels, int64_t rows) 
 #undef GLM_PAIRS
 #undef GLM_QUADS
 #undef GLM_HALVES
+#undef GLM_BYTES
 
 #define GLM_NAME avx512
 #define GLM_LANES 16
 #define GLM_TILE 12
 #define GLM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
 #define GLM_HALVES(at) ((VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at))))
+#define GLM_BYTES(at) ((VI)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(at))))
 #define GLM_PAIRS(sum, a, b) ((sum) + (VI)_mm512_madd_epi16((__m512i)(a), (__m512i)(b)))
 #define GLM_QUADS(sum, a, b) GLM_PAIRS(sum, _mm512_maddubs_epi16((__m512i)(a), (__m512i)(b)), _mm512_set1_epi16(1))
 #include "native.c"
@@ -287,6 +290,7 @@ INLINE const glm_kernels *kernels_for(const glm_kernels *kernels, int64_t rows) 
 #undef GLM_PAIRS
 #undef GLM_QUADS
 #undef GLM_HALVES
+#undef GLM_BYTES
 
 /* GCC 11 and clang 12 brought AMX; -DGLM_NO_AMX is for compilers that say so and have it not. */
 #if defined(__linux__) && !defined(GLM_NO_AMX) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -402,11 +406,17 @@ typedef int16_t VS __attribute__((vector_size(GLM_LANES * 4), may_alias));
 #define LOOSE_U F(loose_u)
 #define LOOSE_F F(loose_f)
 #define LOOSE_H F(loose_h)
+#define LOOSE_B F(loose_b)
 typedef VI LOOSE_I __attribute__((aligned(4)));
 typedef VU LOOSE_U __attribute__((aligned(4)));
 typedef VF LOOSE_F __attribute__((aligned(4)));
 typedef uint16_t LOOSE_H __attribute__((vector_size(GLM_LANES * 2), aligned(2), may_alias));
+typedef int8_t LOOSE_B __attribute__((vector_size(GLM_LANES), aligned(1), may_alias));
 #define TO_FLOAT(v) __builtin_convertvector((VI)(v), VF)
+
+#ifndef GLM_BYTES /* LANES bytes as whole numbers: GCC 12 would take them one by one */
+#define GLM_BYTES(at) __builtin_convertvector(*(const LOOSE_B *)(at), VI)
+#endif
 
 #ifndef GLM_PAIRS
 #define GLM_PAIRS(sum, a, b) ((sum) + ((a) << 16 >> 16) * ((b) << 16 >> 16) + ((a) >> 16) * ((b) >> 16))
@@ -822,12 +832,14 @@ static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, GLM_LANES == 
 #undef LOOSE_U
 #undef LOOSE_F
 #undef LOOSE_H
+#undef LOOSE_B
 #undef TO_FLOAT
 #undef FEW_ROWS
 #undef SOME_ROWS
 #undef SOME
 #undef TILE_ROWS
 #if GLM_LANES == 4
+#undef GLM_BYTES
 #undef GLM_PAIRS
 #undef GLM_QUADS
 #endif

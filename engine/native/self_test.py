@@ -185,7 +185,7 @@ class _Enough(Exception):
 
 def layer_timer(model: LanguageModel, device: str) -> Callable[[], float]:
     """A function that decodes one token through the model's first layers and returns the seconds that took."""
-    cache = model.new_cache(64, model.dtype)
+    cache = model.new_cache(64, model.cache_dtype)
     model.open_for_measuring(cache)
     start = cache.length
     ids = torch.zeros(1, dtype=torch.int64, device=device)

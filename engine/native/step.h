@@ -52,11 +52,17 @@ typedef struct {
     float eps;
 } glm_network;
 
+typedef enum { CACHE_FLOAT32, CACHE_BFLOAT16, CACHE_INT8 } glm_cache_type;
+
 typedef struct {
-    void *const *keys, *const *values; /* [layers], each [kv_heads][capacity][head_dim] */
+    void *const *keys, *const *values; /* [layers], each [kv_heads][capacity] rows */
     int64_t capacity, length;
-    int32_t bf16;
+    int32_t type; /* a row is head_dim numbers of it; behind those of CACHE_INT8 stands their scale, a float32 */
 } glm_cache;
+
+INLINE int64_t row_bytes(const glm_cache *cache, int64_t head_dim) {
+    return cache->type == CACHE_FLOAT32 ? 4 * head_dim : cache->type == CACHE_BFLOAT16 ? 2 * head_dim : head_dim + 4;
+}
 
 typedef struct { /* the next token of one sequence */
     const glm_network *net; /* rows differ in norms and in what adapters add; weights and measures are the same */

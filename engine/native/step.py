@@ -28,6 +28,7 @@ _WIDTH = 16  # lanes of the widest vectors: inputs come in multiples of it
 _LARGEST_HEAD = 256
 _ALIGNMENT = 64
 MOST_ROWS = 16  # sequences that advance together
+_CACHE_TYPES = (torch.float32, torch.bfloat16, torch.int8)  # as glm_cache_type counts them
 _SPARE = 64  # stretches more than are needed now: the room lasts for so many times 128 tokens
 _pointer, _size, _number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
@@ -89,7 +90,7 @@ class _Cache(ctypes.Structure):
         ("values", _pointer),
         ("capacity", _size),
         ("length", _size),
-        ("bf16", _number),
+        ("type", _number),
     )
 
 
@@ -156,11 +157,7 @@ class CompiledStep:
 
     def takes(self, cache: KVCache) -> bool:
         keys = cache.keys[0]
-        return (
-            keys.device.type == "cpu"
-            and keys.dtype in (torch.float32, torch.bfloat16)
-            and cache.length < cache.capacity
-        )
+        return keys.device.type == "cpu" and keys.dtype in _CACHE_TYPES and cache.length < cache.capacity
 
     def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
         """float32 logits [vocab] behind `token`; its keys and values are in the cache, whose length has not moved."""
@@ -313,8 +310,8 @@ def _state(cache: KVCache) -> _Cache:
     state = cache.addresses
     if state is None:
         pointers = [(_pointer * len(rows))(*(row.data_ptr() for row in rows)) for rows in (cache.keys, cache.values)]
-        bf16 = cache.keys[0].dtype == torch.bfloat16
-        state = _Cache(*(ctypes.addressof(p) for p in pointers), cache.capacity, 0, bf16)
+        number = _CACHE_TYPES.index(cache.keys[0].dtype)
+        state = _Cache(*(ctypes.addressof(p) for p in pointers), cache.capacity, 0, number)
         cache.addresses = state
         state.kept = pointers
     state.length = cache.length

@@ -94,6 +94,28 @@ GLM_TARGET static void F(step_row)(const glm_product *embedding, int64_t token, 
     for (int64_t i = 0; i < w->inputs; i += GLM_LANES) *(LOOSE_F *)(out + i) = F(load)(row, i, embedding->dense_bf16);
 }
 
+/* One row of a cache: `width` numbers, as it stores them. Those of 8 bits are what torch makes of them (kv_cache.py). */
+GLM_TARGET INLINE void F(put)(const glm_cache *cache, char *to, const float *from, int64_t width) {
+    if (cache->type == CACHE_FLOAT32) memcpy(to, from, (size_t)width * 4);
+    else if (cache->type == CACHE_BFLOAT16)
+        for (int64_t i = 0; i < width; i++) ((uint16_t *)to)[i] = to_bf16(from[i]);
+    else {
+        float most = 0, fault = 0; /* fault: NaN where some number is none, or infinite */
+        for (int64_t i = 0; i < width; i++) {
+            float size = __builtin_fabsf(from[i]);
+            most = size > most ? size : most;
+            fault += from[i] - from[i];
+        }
+        float scale = most / 127, step = scale > 1e-30f ? scale : 1e-30f;
+        for (int64_t i = 0; i < width; i += GLM_LANES) {
+            VF whole = *(const LOOSE_F *)(from + i) / step + 0x1.8p23f; /* the low bits of it are the whole number */
+            *(LOOSE_B *)(to + i) = __builtin_convertvector((VI)whole, LOOSE_B);
+        }
+        scale += fault;
+        memcpy(to + width, &scale, 4);
+    }
+}
+
 /* Queries and keys of a row are rotated to their position; key and value go into its cache. */
 GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage, int64_t row) {
     const glm_network *net = step->row[row].net;
@@ -115,26 +137,33 @@ GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage, int64_t r
     }
     for (int64_t h = 0; h < 2 * net->kv_heads; h++) {
         const float *from = qkv + (net->heads + h) * width;
-        void *to = h < net->kv_heads ? cache->keys[stage->number] : cache->values[stage->number];
-        int64_t at = (h % net->kv_heads * cache->capacity + cache->length) * width;
-        if (!cache->bf16) memcpy((float *)to + at, from, (size_t)width * 4);
-        else
-            for (int64_t i = 0; i < width; i++) ((uint16_t *)to)[at + i] = to_bf16(from[i]);
+        char *to = h < net->kv_heads ? cache->keys[stage->number] : cache->values[stage->number];
+        F(put)(cache, to + (h % net->kv_heads * cache->capacity + cache->length) * row_bytes(cache, width), from, width);
     }
 }
 
-/* `count` rows of a cached head as float32; narrow ones are widened into `room`. */
-GLM_TARGET INLINE const float *F(cached)(const void *rows, int64_t at, int64_t count, int bf16, float *room) {
-    if (!bf16) return (const float *)rows + at;
-    for (int64_t i = 0; i < count; i += GLM_LANES) *(LOOSE_F *)(room + i) = F(load)((const uint16_t *)rows + at, i, 1);
+/* `count` rows of a cached head from row `at` as float32; narrow ones are widened into `room`. */
+GLM_TARGET INLINE const float *F(cached)(const glm_cache *cache, const void *rows, int64_t at, int64_t count, int64_t width,
+                                         float *room) {
+    const char *from = (const char *)rows + at * row_bytes(cache, width);
+    if (cache->type == CACHE_FLOAT32) return (const float *)from;
+    if (cache->type == CACHE_BFLOAT16)
+        for (int64_t i = 0; i < count * width; i += GLM_LANES) *(LOOSE_F *)(room + i) = F(load)(from, i, 1);
+    else
+        for (int64_t p = 0; p < count; p++, from += width + 4) {
+            float scale;
+            memcpy(&scale, from + width, 4);
+            for (int64_t i = 0; i < width; i += GLM_LANES)
+                *(LOOSE_F *)(room + p * width + i) = TO_FLOAT(GLM_BYTES(from + i)) * scale;
+        }
     return room;
 }
 
 #define NEAR 32 /* positions whose keys, or values, the first-level cache holds */
 
-/* Ask for `count` numbers of the cache before they are needed. */
-INLINE void F(fetch)(const glm_cache *cache, const void *rows, int64_t at, int64_t count) {
-    int64_t size = cache->bf16 ? 2 : 4;
+/* Ask for `count` rows of the cache before they are needed. */
+INLINE void F(fetch)(const glm_cache *cache, const void *rows, int64_t at, int64_t count, int64_t width) {
+    int64_t size = row_bytes(cache, width);
     for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch((const char *)rows + at * size + i);
 }
 
@@ -144,8 +173,7 @@ GLM_TARGET INLINE void F(fetch_next)(const glm_step *step, const glm_stage *stag
     if (++kv_head == net->kv_heads) kv_head = 0, row++;
     if (row == step->rows) return;
     const glm_cache *cache = step->row[row].cache;
-    int64_t count = minimum(NEAR, step->total[row]);
-    F(fetch)(cache, cache->keys[stage->number], kv_head * cache->capacity * net->head_dim, count * net->head_dim);
+    F(fetch)(cache, cache->keys[stage->number], kv_head * cache->capacity, minimum(NEAR, step->total[row]), net->head_dim);
 }
 
 /* out [width] (+)= the sum of factors[p] * rows[p][width]. */
@@ -169,13 +197,13 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
     int64_t part = (step->stretch_before[row] + stretch) * net->heads + first;
     const float *query = step->qkv + (row * (net->heads + 2 * net->kv_heads) + first) * width;
     float scores[QUERIES][STRETCH], room[NEAR * LARGEST_HEAD], scale = 1 / __builtin_sqrtf((float)width);
-    int64_t base = (kv_head * cache->capacity + start) * width;
+    int64_t base = kv_head * cache->capacity + start;
     const void *all_keys = cache->keys[stage->number], *all_values = cache->values[stage->number];
     for (int64_t at = 0; at < count; at += NEAR) {
         int64_t here = minimum(NEAR, count - at), next = minimum(NEAR, count - at - here);
-        if (next) F(fetch)(cache, all_keys, base + (at + here) * width, next * width);
-        else F(fetch)(cache, all_values, base, minimum(NEAR, count) * width);
-        const float *keys = F(cached)(all_keys, base + at * width, here * width, cache->bf16, room);
+        if (next) F(fetch)(cache, all_keys, base + at + here, next, width);
+        else F(fetch)(cache, all_values, base, minimum(NEAR, count), width);
+        const float *keys = F(cached)(cache, all_keys, base + at, here, width, room);
         for (int64_t q = 0; q < queries; q++)
             for (int64_t p = 0; p < here; p += 4) {
                 const void *rows[4];
@@ -205,11 +233,11 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
     }
     for (int64_t at = 0; at < count; at += NEAR) {
         int64_t here = minimum(NEAR, count - at), next = minimum(NEAR, count - at - here);
-        if (next) F(fetch)(cache, all_values, base + (at + here) * width, next * width);
+        if (next) F(fetch)(cache, all_values, base + at + here, next, width);
         else if (start + count < step->total[row])
-            F(fetch)(cache, all_keys, base + count * width, minimum(NEAR, step->total[row] - start - count) * width);
+            F(fetch)(cache, all_keys, base + count, minimum(NEAR, step->total[row] - start - count), width);
         else F(fetch_next)(step, stage, row, kv_head);
-        const float *values = F(cached)(all_values, base + at * width, here * width, cache->bf16, room);
+        const float *values = F(cached)(cache, all_values, base + at, here, width, room);
         for (int64_t q = 0; q < queries; q++) {
             float *out = step->partial + (part + q) * width;
             int64_t i = 0;

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,12 +94,14 @@ def test_the_command_says_identical_and_exits_0_and_names_the_setting_that_diffe
     assert run(["replay", f"m{answers[0]}", "--set", "hotter"]) == 2
 
 
+@pytest.mark.parametrize("what", ["products", "cache_type"])
 @pytest.mark.skipif(coarse_fault() is not None, reason=f"no products of 8 bits here: {coarse_fault()}")
-def test_an_answer_of_products_in_8_bits_is_said_again_with_them_and_not_without(
-    starter_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_answer_of_8_bits_is_said_again_with_them_and_not_without(
+    what: str, starter_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLMCHAT_HOME", str(tmp_path))
-    options = EngineOptions(folder=starter_model, model="starter", threads=1, context=512, products="int8")
+    narrow: dict[str, Any] = {what: "int8"}
+    options = EngineOptions(folder=starter_model, model="starter", threads=1, context=512, **narrow)
     launch, database = LaunchOptions(options), tmp_path / "history.db"
     with History.open(database) as history, connect(launch) as connection:
         ranks = SamplingRanks({"flag": {"temperature": 1.0, "max_tokens": 60, "seed": 3}})
@@ -109,10 +112,11 @@ def test_an_answer_of_products_in_8_bits_is_said_again_with_them_and_not_without
     with closing(sqlite3.connect(database)) as file, file:
         ((number, details),) = file.execute("SELECT id, details FROM message WHERE role = 'assistant'")
         changed = json.loads(details)
-        del changed["stretches"][0]["products"]
+        del changed["stretches"][0][what]
         file.execute("UPDATE message SET details = ? WHERE id = ?", (json.dumps(changed), number))
     without = outcome(database, "1")
-    assert not without.identical and any("kernel" in str(one) for one in without.differences)
+    assert not without.identical
+    assert what == "cache_type" or any("kernel" in str(one) for one in without.differences)
 
 
 def test_a_seed_that_was_drawn_is_no_difference_and_zero_is_a_seed(

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from glmchat.cli.engine_flags import EngineFlags
 from glmchat.cli.main import CommandTable
 from glmchat.core.engine_options import (
+    CACHE_TYPES,
     DTYPES,
     PRODUCTS,
     EngineOptions,
+    parse_cache_type,
     parse_device,
     parse_dtype,
     parse_parallel,
@@ -42,6 +44,7 @@ EVERY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "copy": OBJECTS,
     "dtype": st.sampled_from(DTYPES),
     "products": st.sampled_from(PRODUCTS),
+    "cache_type": st.sampled_from(CACHE_TYPES),
     "device": st.sampled_from(("auto", "cpu", "cuda:1")),
     "threads": st.integers(1, 512),
     "context": st.integers(16, 1 << 20),
@@ -81,7 +84,8 @@ def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
 
 
 TYPED: dict[str, Any] = {
-    "dtype": "float32", "products": "int8", "device": "cpu", "threads": 3, "context": 64, "parallel": 2,
+    "dtype": "float32", "products": "int8", "cache_type": "int8", "device": "cpu", "threads": 3, "context": 64,
+    "parallel": 2,
 }  # fmt: skip
 
 
@@ -135,7 +139,9 @@ def test_any_other_device_is_refused_with_those_there_are(word: str) -> None:
     assert "cuda:N" in refused.value.hint and "\x1b" not in refused.value.message
 
 
-@pytest.mark.parametrize(("parse", "names"), [(parse_dtype, DTYPES), (parse_products, PRODUCTS)])
+@pytest.mark.parametrize(
+    ("parse", "names"), [(parse_dtype, DTYPES), (parse_products, PRODUCTS), (parse_cache_type, CACHE_TYPES)]
+)
 def test_an_unknown_type_is_refused_with_those_there_are(
     parse: Callable[[str | None], str | None], names: tuple[str, ...]
 ) -> None:
@@ -143,6 +149,14 @@ def test_an_unknown_type_is_refused_with_those_there_are(
     with pytest.raises(Usage) as refused:
         parse("float8\x1b[31m")
     assert all(name in refused.value.hint for name in names) and "\x1b" not in refused.value.message
+
+
+def test_the_type_of_a_cache_is_typed_or_set_and_auto_stands_above_a_setting() -> None:
+    narrow = Settings(cache_type="int8")
+    assert [EngineFlags(cache_type=word).options(narrow).cache_type for word in (None, "auto", "bfloat16")] == [
+        *("int8", None, "bfloat16"),
+    ]
+    assert EngineFlags().options(Settings()).cache_type is None
 
 
 def test_how_many_answers_at_once_is_a_number_or_left_to_the_engine() -> None:

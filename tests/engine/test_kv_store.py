@@ -91,7 +91,7 @@ def held(path: Path) -> int:
 def bits(engine: Engine, length: int | None = None) -> list[torch.Tensor]:
     """What its last cache holds, or the beginning of it, as whole numbers."""
     cache = engine.sequence.cache
-    width = torch.int16 if cache.keys[0].element_size() == 2 else torch.int32
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32}[cache.keys[0].element_size()]
     return [rows[:, : length or cache.length].clone().view(width) for rows in (*cache.keys, *cache.values)]
 
 
@@ -100,13 +100,13 @@ def same(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("quant", [None, 4])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None, "int8"])
 @pytest.mark.parametrize("seed", range(3))
 def test_an_answer_after_a_cache_from_the_disk_has_the_bits_of_one_after_a_cache_in_memory(
     model: Path, quant: int | None, dtype: str | None, seed: int
 ) -> None:
     chance = random.Random(seed)
-    options: dict[str, Any] = {"quant": quant, "dtype": dtype}
+    options: dict[str, Any] = {"quant": quant, **({"cache_type": dtype} if dtype == "int8" else {"dtype": dtype})}
     first = load(model, **options)
     ids = prompt(seed, chance.randint(kv_store.LEAST, 900))
     ids += ask(first, ids, tokens=chance.randint(2, 40))[0]
@@ -183,7 +183,8 @@ NO_BYTES = pytest.mark.skipif(coarse_fault() is not None, reason=f"no products o
 
 
 @pytest.mark.parametrize(
-    "change", ["weights", "rope", "quant", "dtype", "threads", "scope", pytest.param("products", marks=NO_BYTES)]
+    "change",
+    ["weights", "rope", "quant", "dtype", "threads", "scope", "cache_type", pytest.param("products", marks=NO_BYTES)],
 )
 def test_what_another_engine_computed_is_not_used(change: str, model: Path, builders: ModuleType) -> None:
     ask(load(model), prompt(1, 300))
@@ -199,7 +200,9 @@ def test_what_another_engine_computed_is_not_used(change: str, model: Path, buil
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, "rope_theta": 20000.0}))
     elif change != "scope":
-        options = {change: {"quant": 8, "dtype": "bfloat16", "threads": 2, "products": "int8"}[change]}
+        options = {
+            change: {"quant": 8, "dtype": "bfloat16", "threads": 2, "cache_type": "int8", "products": "int8"}[change]
+        }
     engine = load(model, **options)
     if change == "scope":
         engine.keep_caches(PLENTY, "serve", idle_seconds=0.0)

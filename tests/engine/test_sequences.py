@@ -23,8 +23,11 @@ from glmchat.engine.native.step import CompiledStep
 Steps = Generator[Chunk | None, None, None]
 
 
-def engine_in(folder: Path, builders: ModuleType, quant: int | None = 4, most: int = 4) -> Engine:
-    engine = Engine.load(builders.write_folder(folder, max_position_embeddings=512), quant=quant, threads=1)
+def engine_in(
+    folder: Path, builders: ModuleType, quant: int | None = 4, most: int = 4, cache_type: str | None = None
+) -> Engine:
+    model = builders.write_folder(folder, max_position_embeddings=512)
+    engine = Engine.load(model, quant=quant, threads=1, cache_type=cache_type)
     engine.sequences.most = most
     return engine
 
@@ -51,12 +54,12 @@ def alone(engine: Engine, ids: Sequence[int], sampling: Sampling) -> list[int]:
     return ids_of(list(engine.stream_ids(ids, sampling)))
 
 
-@pytest.mark.parametrize("quant", [None, 4])
+@pytest.mark.parametrize(("quant", "cache_type"), [(None, None), (4, None), (4, "int8"), (None, "bfloat16")])
 @pytest.mark.parametrize("seed", range(4))
 def test_an_answer_is_the_same_alone_and_in_company(
-    seed: int, quant: int | None, tmp_path: Path, builders: ModuleType
+    seed: int, quant: int | None, cache_type: str | None, tmp_path: Path, builders: ModuleType
 ) -> None:
-    engine, chance = engine_in(tmp_path, builders, quant, most=6), random.Random(seed)
+    engine, chance = engine_in(tmp_path, builders, quant, most=6, cache_type=cache_type), random.Random(seed)
     asked = [(prompt(n, chance.randint(1, 60)), sampled(n, chance.randint(1, 40))) for n in range(14)]
     wanted = [alone(engine, ids, sampling) for ids, sampling in asked]
     engine.sequences = sequences.Sequences(engine.model, engine.context, engine.device, most=6)
@@ -107,8 +110,11 @@ def test_one_step_computes_a_token_of_all_of_them(tmp_path: Path, builders: Modu
     assert all(slot.length == 5 + 5 for slot in engine.sequences.slots)
 
 
-def test_a_beginning_that_another_has_read_is_copied(tmp_path: Path, builders: ModuleType) -> None:
-    engine = engine_in(tmp_path, builders)
+@pytest.mark.parametrize("cache_type", [None, "int8"])
+def test_a_beginning_that_another_has_read_is_copied(
+    cache_type: str | None, tmp_path: Path, builders: ModuleType
+) -> None:
+    engine = engine_in(tmp_path, builders, cache_type=cache_type)
     system = prompt(1, 50)
     first, second = [*system, 9, 8, 7], [*system, 5, 6]
     wanted = alone(engine, second, sampled(2, 10))

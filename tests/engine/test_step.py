@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from glmchat.engine import Engine, Sampling
+from glmchat.engine.decoding.sequences import Sequences
+from glmchat.engine.kv_cache import from_int8, to_int8
 from glmchat.engine.native import self_test, step
 from glmchat.engine.native.cpu import NativeCpu, native_library
 from glmchat.engine.placement import multiply_coarsely, multiply_exactly
@@ -96,7 +98,7 @@ def together(engine: Engine, count: int, lengths: Sequence[int] = LENGTHS) -> tu
     """Logits of `count` sequences of these lengths that advance in one step three times, and of each of them alone."""
     model, found, alone = engine.model, [], []
     with torch.inference_mode():
-        caches = [[model.new_cache(512, model.dtype) for _ in range(2)] for _ in range(count)]
+        caches = [[model.new_cache(512, model.cache_dtype) for _ in range(2)] for _ in range(count)]
         for number, pair in enumerate(caches):
             for cache in pair:
                 model(torch.tensor(ids(lengths[number])), cache, last_only=True)
@@ -422,3 +424,77 @@ def test_a_step_whose_rows_mind_their_company_is_not_used(
         assert model.step() is None and model.not_compiled == "16 rows of a step of llama are not what each is alone"
     finally:
         self_test.step_fault.cache_clear()
+
+
+# A last bit before keys and values are rounded may move one of them by a 127th of the largest beside it.
+NARROW = 0.02
+
+
+def narrow(engine: Engine, cache_type: str = "int8") -> Engine:
+    engine.model.cache_type = cache_type
+    engine.sequences = Sequences(engine.model, engine.context, engine.device, engine.sequences.most)
+    return engine
+
+
+@pytest.mark.parametrize("wrong", [None, float("nan"), float("inf")])
+def test_c_keeps_the_bits_that_torch_keeps(
+    wrong: float | None, tmp_path: Path, builders: ModuleType, instructions: str
+) -> None:
+    """What the first layer stores does not depend on what is stored: so a float32 cache says what was rounded."""
+    for number, case in enumerate(("one key head", "every head its own keys", "qwen3")):
+        model = llama(tmp_path / str(number), builders, None, **LLAMAS[case]).model
+        if wrong is not None:
+            with torch.no_grad():
+                model.get_parameter("model.layers.0.self_attn.v_proj.weight")[3].fill_(wrong)
+                model.get_parameter("model.layers.0.self_attn.k_proj.weight")[0].fill_(0.0)
+                model.changed()
+        wide, narrow = (model.new_cache(8, dtype) for dtype in (torch.float32, torch.int8))
+        for token in (5, 250):
+            for cache in (wide, narrow):
+                model.step()(token, cache, cache.length)
+                cache.advance(1)
+        for kept, found in zip((wide.keys[0], wide.values[0]), (narrow.keys[0], narrow.values[0]), strict=True):
+            wanted = from_int8(to_int8(kept[:, :2]))
+            if wrong is None:
+                assert torch.equal(found[:, :2], to_int8(kept[:, :2]))
+            assert torch.equal(wanted.isfinite(), from_int8(found[:, :2]).isfinite()) or wrong == float("inf")
+            assert torch.equal(wanted.isfinite().all(-1), from_int8(found[:, :2]).isfinite().all(-1))
+
+
+@pytest.mark.parametrize("cache_type", ["bfloat16", "int8"])
+@pytest.mark.parametrize("case", LLAMAS)
+def test_a_llama_with_a_narrow_cache_says_in_c_what_it_says_in_torch(
+    case: str, cache_type: str, tmp_path: Path, builders: ModuleType, instructions: str
+) -> None:
+    assert difference(narrow(llama(tmp_path, builders, 4, **LLAMAS[case]), cache_type)) < NARROW
+
+
+@pytest.mark.parametrize("changes", [{}, {"pre_seq_len": 5}])
+def test_so_does_a_chatglm_with_and_without_a_prefix_in_8_bits(
+    changes: dict[str, Any], tmp_path: Path, random_checkpoints: ModuleType, instructions: str
+) -> None:
+    config = random_checkpoints.tiny("chatglm3-6b", **{**GLM, **changes})
+    random_checkpoints.write_checkpoint(tmp_path, config, dtype=torch.float32)
+    engine = Engine.load(tmp_path, quant=4, threads=1)
+    engine.use_dtype(torch.float32)
+    assert difference(narrow(engine)) < NARROW
+
+
+@pytest.mark.parametrize("length", [1, 31, 127, 128, 300])
+def test_a_long_context_of_8_bits_is_attended_to_in_whole(length: int, tmp_path: Path, builders: ModuleType) -> None:
+    assert difference(narrow(llama(tmp_path, builders, 4)), length) < NARROW
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_a_row_has_the_same_bits_beside_others_whose_caches_are_narrow(
+    count: int, tmp_path: Path, builders: ModuleType, instructions: str
+) -> None:
+    engine = llama(tmp_path / "base", builders, 4, **LLAMAS["qwen3"])
+    wide = together(engine, count)[0]
+    found, single = together(narrow(engine), count)
+    assert torch.equal(found, single)
+    assert 1e-5 < float((found - wide).abs().max() / wide.abs().max()) < 0.1
+    adapters.write_peft(tmp_path / "base", tmp_path / "adapter", r=4, target_modules="all-linear")
+    engine.attach(tmp_path / "adapter", "a")
+    engine.activate({"a": 1.0})
+    assert torch.equal(*together(engine, count))
