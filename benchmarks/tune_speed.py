@@ -152,7 +152,7 @@ def _large(given: argparse.Namespace) -> dict[str, Any]:
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        return float(loss) / len(flat.targets)
+        return float(loss.detach()) / len(flat.targets)
 
     step(row(16))
     clock, processor = time.perf_counter(), time.process_time()

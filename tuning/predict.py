@@ -8,18 +8,20 @@ the longest pass of the run is then arithmetic.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from glmchat.core.errors import DoesNotFit
-from glmchat.core.files import read_text
+from glmchat.core.files import open_file, read_text
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes
+from glmchat.engine.formats.weights import trim
 from glmchat.tuning.forward import Flat, layers_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.products import logit_rows
@@ -65,6 +67,7 @@ class Growth:
     always: float = 0.0
     per_document: int = 0  # behind the first: each layer puts the prefix before its keys and values once more
     words: int = 0  # virtual tokens of each document
+    unread: int = 0  # bytes of weights that the short documents did not read
 
     def kept(self, lengths: Sequence[int], *, by_layer: bool) -> int:
         lengths = [self.words + length for length in lengths]
@@ -96,6 +99,7 @@ def measure(method: Method, start: Sequence[int]) -> Growth:
         rows = torch.cat([rows + number * len(ids) for number in range(documents)])
         flat = Flat(ids.repeat(documents), (len(ids),) * documents, rows, ids[1:].repeat(documents))
         sizes.append(_kept(method, flat, held) / documents)
+    trim()
     words = method.virtual if method.learns_words else 0
     always, per_token, square = _through([words + count for count in counts], sizes)
     outputs = (getattr(layer, "out_features", None) for layer in model.modules())
@@ -112,6 +116,7 @@ def measure(method: Method, start: Sequence[int]) -> Growth:
         always=always,
         per_document=(method.virtual - words) * model.spec.prefix_width * torch.finfo(model.dtype).bits // 8,
         words=words,
+        unread=unread_bytes((*model.parameters(), *model.buffers())),
     )
 
 
@@ -157,10 +162,27 @@ def resident_bytes(device: str) -> int:
         return 0
 
 
+def unread_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of weights that lie in a mapped file and were not read yet: rows of an embedding that no measured document
+    had. 0 where the system does not tell which pages are in memory."""
+    page, unread, done = os.sysconf("SC_PAGE_SIZE"), 0, 0
+    ranges = sorted((t.data_ptr() // page, -(-(t.data_ptr() + t.nbytes) // page)) for t in tensors if t.is_cpu)
+    try:
+        with open_file(Path("/proc/self/pagemap")) as file:  # 8 bytes for each page; the highest bit: it is there
+            for start, end in ranges:
+                start, done = max(start, done), max(end, done)  # views of one another
+                file.seek(8 * start)
+                flags = np.frombuffer(file.read(8 * max(0, end - start)), dtype="<u8")
+                unread += page * int((flags >> 63 == 0).sum())
+    except OSError:
+        return 0
+    return unread
+
+
 def predict(growth: Growth, worst: Sequence[int], *, by_layer: bool, device: str) -> Prediction:
     """worst: lengths of the documents of the pass that needs most."""
     return Prediction(
-        resident_bytes(device),
+        resident_bytes(device) + growth.unread,
         growth.kept(worst, by_layer=by_layer),
         growth.passing(worst),
         growth.learning,

@@ -231,6 +231,7 @@ class _Run:
     def _predict(self) -> predict.Prediction:
         """Memory by arithmetic, then two passes over the pass that needs most: what fails for memory fails now."""
         worst = worst_of(self.steps, self.lengths)
+        update = timing.of_update(list(self.parameters.values()))  # first: torch imports much for its first update
         growth = predict.measure(self.method, self._opening())
         lengths = [length for number in worst for length in self.dataset[number].lengths]
         settings = self.settings
@@ -238,7 +239,7 @@ class _Run:
         found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device, sides=sides)
         self.learner.by_layer = found.by_layer
         state.require_room(self.folder, self.folder / CHECKPOINTS, self.method.disk(settings.keep))
-        costs = self._costs(worst)
+        costs = replace(self._costs(worst), update=update)
         if self.within is not None:
             self._fit(costs, *self.within)
         total = sum(self.lengths[number] for step in self.steps for number in step.documents)
@@ -283,7 +284,6 @@ class _Run:
             answers = self.sampler.seconds(mean) if self.sampler is not None and self.main else 0.0
         return replace(
             found,
-            update=timing.of_update(learning),
             evaluation=self._seconds_of_evaluation(),
             answers=answers,
             checkpoint=timing.of_checkpoint(learning),

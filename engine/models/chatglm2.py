@@ -11,13 +11,20 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from glmchat.checkpoints.chatglm2 import rename
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import Mask, RMSNorm, attend, causal_mask, prepare_embedding, rotate_interleaved
+from glmchat.engine.models.layers import (
+    Mask,
+    RMSNorm,
+    attend,
+    causal_mask,
+    prepare_embedding,
+    rotate_interleaved,
+    swiglu,
+)
 from glmchat.engine.models.parts import Parts, chatglm2_layer
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts.chatglm import chatglm2_prompt
@@ -78,8 +85,7 @@ class MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(spec.ffn_size, spec.hidden_size, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.dense_h_to_4h(x).chunk(2, dim=-1)
-        return cast(torch.Tensor, self.dense_4h_to_h(F.silu(gate) * up))
+        return cast(torch.Tensor, self.dense_4h_to_h(swiglu(self.dense_h_to_4h(x))))
 
 
 class Layer(nn.Module):

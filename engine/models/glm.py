@@ -10,7 +10,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from glmchat.checkpoints.llama import rename
 from glmchat.checkpoints.spec import ModelSpec
@@ -23,6 +22,7 @@ from glmchat.engine.models.layers import (
     RotaryTable,
     prepare_embedding,
     rotate_interleaved,
+    swiglu,
 )
 from glmchat.engine.models.llama import Attention, Llama
 from glmchat.engine.models.parts import glm_layer
@@ -50,8 +50,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(spec.ffn_size, spec.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return cast(torch.Tensor, self.down_proj(functional.silu(gate) * up))
+        return cast(torch.Tensor, self.down_proj(swiglu(self.gate_up_proj(x))))
 
 
 class Layer(Block):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from glmchat.engine.gpu.prompt import Seen, attend_rows
@@ -30,9 +33,51 @@ class RMSNorm(nn.Module):
             mean = torch.dot(row, row).item() / self.size + self.eps
             scale = mean**-0.5 if mean > 0 else math.inf if mean == 0 else math.nan  # an epsilon may be 0, or below
             return torch.mul(x, self.weight).mul_(scale)
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self.eps))
-        return (wide * scale).to(self.weight.dtype) * self.weight  # also of a residual stream wider than activations
+        return computed_again(partial(_normed, eps=self.eps), x, self.weight)
+
+
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+    return (wide * scale).to(weight.dtype) * weight  # also of a residual stream wider than activations
+
+
+def swiglu(both: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up (Shazeer 2020) of [n, 2 * size], the gate first: [n, size]."""
+    return computed_again(_gated, both)
+
+
+def _gated(both: torch.Tensor) -> torch.Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)
+
+
+def computed_again(function: Callable[..., torch.Tensor], x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """function(x, *others), whose backward pass computes it once more: what comes up in between is not kept for it.
+
+    For what is cheap to compute and wide; the gradients are, bit for bit, those of the function by itself.
+    """
+    if not x.requires_grad:
+        return function(x, *others)
+    return cast(torch.Tensor, _Again.apply(function, x, *others))  # type: ignore[no-untyped-call]
+
+
+class _Again(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*given)
+        return function(*given)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        given = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            y = ctx.function(*given)
+        found = iter(torch.autograd.grad(y, [tensor for tensor in given if tensor.requires_grad], grad))
+        return None, *(next(found) if need else None for need in needed)
 
 
 class RotaryTable:

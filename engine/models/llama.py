@@ -11,7 +11,6 @@ from typing import Literal, cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from glmchat.checkpoints.llama import rename
 from glmchat.checkpoints.spec import ModelSpec
@@ -26,6 +25,7 @@ from glmchat.engine.models.layers import (
     attend,
     causal_mask,
     prepare_embedding,
+    swiglu,
     tied_head,
     tied_logits,
 )
@@ -81,14 +81,12 @@ class FeedForward(Block):
         self.gate_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=bias)
         self.up_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=bias)
         self.down_proj = nn.Linear(spec.ffn_size, spec.hidden_size, bias=bias)
-        self.size = spec.ffn_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.derived is None:
             self.derived = (fused((self.gate_proj, self.up_proj)), self.down_proj)
         gate_up, down = self.derived
-        both = gate_up(x)
-        return cast(torch.Tensor, down(functional.silu(both[:, : self.size]).mul_(both[:, self.size :])))
+        return cast(torch.Tensor, down(swiglu(gate_up(x))))
 
 
 class Layer(Block):

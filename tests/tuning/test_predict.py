@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,25 @@ def test_a_prefix_is_counted_once_and_for_each_document(
     held = {tensor.untyped_storage().data_ptr() for tensor in own}
     real = predict._kept(method, flatten(data), held)
     assert growth.kept([len(each.ids) for each in data], by_layer=False) == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells which pages are in memory")
+def test_what_a_mapped_file_has_and_nobody_read_is_counted_to_the_page(tmp_path: Path) -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    file = tmp_path / "weights"
+    with file.open("wb") as opened:
+        opened.truncate(
+            4000 * page
+        )  # a hole: nothing of it is in the page cache, so nothing comes in beside what is read
+    mapped = torch.from_file(str(file), shared=True, size=4000 * page, dtype=torch.uint8)
+    read = torch.ones(4 * page, dtype=torch.uint8)
+    assert predict.unread_bytes([read]) == 0
+    assert predict.unread_bytes([mapped, mapped[: 10 * page], read]) == 4000 * page
+    mapped[7 * page] = 1
+    left = predict.unread_bytes([mapped])
+    assert 4000 * page - left >= page and left % page == 0
+    mapped.fill_(1)
+    assert predict.unread_bytes([mapped, read]) == 0
 
 
 def test_a_run_that_does_not_fit_names_what_would_and_that_does(tmp_path: Path) -> None:
