@@ -298,7 +298,8 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
 ) -> None:
     """Teach a model from your own rows: the plan, then an adapter or a model. `glmchat tune BASE DATA --dry-run`."""
-    from glmchat.chat.recipe import Recipe, request_again, request_of
+    from glmchat.chat.recipe import Recipe
+    from glmchat.chat.tune_request import request_again, request_of
     from glmchat.core import run_folder
 
     asked = {"--list": listing, "--attach": attach, "--stop": stop, "--resume": resume, "--rm": remove,

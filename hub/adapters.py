@@ -15,10 +15,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.adapter_files import TEXT_FILES
+from glmchat.checkpoints.adapter_files import CONFIG, TEXT_FILES, weight_files
 from glmchat.checkpoints.peft_kinds import KINDS
 from glmchat.core import locations
 from glmchat.core.errors import UnknownModel, Usage
+from glmchat.core.fingerprints import fingerprint, of_text
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -75,6 +76,14 @@ def find_adapter(name: str) -> Installed:
             code="adapter.unknown",
         )
     return row
+
+
+def digest_of(path: Path) -> str:
+    """Of weights, configuration and text files at `path`, to know an adapter again; large files are sampled."""
+    config = (path if path.is_dir() else path.parent) / CONFIG
+    text = [path / name for name in TEXT_FILES if path.is_dir() and (path / name).is_file()]
+    files = [*weight_files(path), *([config] if config.is_file() else []), *text]
+    return of_text("\n".join(f"{p.name} {p.size} {p.digest}" for p in fingerprint(files)))
 
 
 def checked_name(name: str) -> str:

@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.adapter_files import CONFIG, TEXT_FILES, weight_files
+from glmchat.checkpoints.adapter_files import CONFIG, weight_files
 from glmchat.checkpoints.adapter_fit import Base, misfit
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
-from glmchat.core.fingerprints import fingerprint, of_text
 from glmchat.engine.adapters.attach import check_against, check_numbers
 from glmchat.engine.adapters.files import Adapter, read_adapter
 from glmchat.engine.adapters.merge import write_prefix
@@ -33,7 +32,7 @@ def work(request: Request, tell: Tell) -> dict[str, Any]:
     tell({"event": "plan", "path": str(path), "adapter": facts})
     if (base := request.get("base")) is not None:
         _require_fit(adapter, facts, base)
-    digest = digest_of(path)
+    digest = adapters.digest_of(path)
     if request.get("reuse"):
         same = (row.name for row in adapters.list_adapters() if adapters.facts_of(row).get("digest") == digest)
         if (name := next(same, None)) is not None:
@@ -55,14 +54,6 @@ def _require_fit(adapter: Adapter, facts: dict[str, Any], base: Any) -> None:
     check_against(adapter, model)
     if base["note"] is not None:
         facts["checked_against"] = base["note"]
-
-
-def digest_of(path: Path) -> str:
-    """Of weights, configuration and text files at `path`, to know an adapter again; large files are sampled."""
-    config = (path if path.is_dir() else path.parent) / CONFIG
-    text = [path / name for name in TEXT_FILES if path.is_dir() and (path / name).is_file()]
-    files = [*weight_files(path), *([config] if config.is_file() else []), *text]
-    return of_text("\n".join(f"{p.name} {p.size} {p.digest}" for p in fingerprint(files)))
 
 
 def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin: Origin) -> Installed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -29,17 +28,16 @@ from glmchat.engine.prompts.base import NoChat
 from glmchat.engine.prompts.template import CPMPrompt
 from glmchat.hub import adapters, trained_models
 from glmchat.hub.adapters import Origin
-from glmchat.jobs.add_adapter import digest_of
 from glmchat.jobs.telling import IS_MAIN, Plan, Teller, stopped
 from glmchat.tuning.dataset import Dataset, read_dataset
-from glmchat.tuning.lora import ALL_LINEAR, write_bare
+from glmchat.tuning.lora import write_bare
 from glmchat.tuning.options import DataOptions
 from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.prompt_side import PromptSide, load_prompt_side
 from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.samples import Question
 from glmchat.tuning.scratch import make_start
-from glmchat.tuning.settings import Settings, usual
+from glmchat.tuning.settings import Settings, targets_of, usual
 from glmchat.tuning.sources import find_sources, form_of
 from glmchat.tuning.trainer import Result, train
 
@@ -166,12 +164,8 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
     """
     names = {"lr": "learning_rate", "optimiser_dtype": "moments", **{name: name for name in _SETTINGS}}
     asked = {field: recipe[name] for name, field in names.items() if name in recipe}
-    if (
-        isinstance(targets := asked.get("targets"), str)
-        and re.fullmatch(r"[\w.,-]+", targets)
-        and targets != ALL_LINEAR
-    ):
-        asked["targets"] = tuple(targets.split(","))
+    if "targets" in asked:
+        asked["targets"] = targets_of(asked["targets"])
     if "device" not in asked and torch.cuda.is_available():
         asked["device"] = "cuda"
     if original is not None:
@@ -218,7 +212,7 @@ def register(run: Run, recipe: Mapping[str, Any], trained: Mapping[str, Any], re
     off = read_back(recipe, result, place)
     adapter = read_adapter(place)
     check_numbers(adapter)
-    facts = {**adapter.to_json(), "digest": digest_of(place), "checked_against": base}
+    facts = {**adapter.to_json(), "digest": adapters.digest_of(place), "checked_against": base}
     facts["trained"] = {**trained, "read_back": off}
     files = [*adapters.companions(place), *weight_files(place)]
     if adapters.by_name(name) is not None:  # it came while this one learned

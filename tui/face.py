@@ -477,7 +477,7 @@ class WindowFace:
     def _tune(self, words: str) -> None:
         """The runs, or the one that is named, or the plan of a new one for files of rows and the flags of the command
         line; the adapter that one became can be used at once."""
-        from glmchat.chat.recipe import request_in_chat
+        from glmchat.chat.tune_request import request_in_chat
         from glmchat.chat.tuning import Begun
         from glmchat.core.run_folder import find_run
         from glmchat.tui.screens.tune import RunScreen, RunsScreen

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.adapter_fit import CHATGLM
+from glmchat.checkpoints.device_plan import plan_device
 from glmchat.checkpoints.families import is_native
 from glmchat.checkpoints.fit import config_at, has_chat, spec_at
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.core.cards import installed_torch, look
 from glmchat.core.errors import Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
@@ -20,20 +23,22 @@ from glmchat.tuning.formats import Form
 from glmchat.tuning.options import DataOptions
 from glmchat.tuning.page import Facts, FileFacts, kinds
 from glmchat.tuning.pairs import read_pair
-from glmchat.tuning.reading import Fault, Raw
+from glmchat.tuning.raw import Fault, Raw
 from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.rows import RowFault, read_row
+from glmchat.tuning.settings import ALL_LINEAR, targeted, targets_of
 from glmchat.tuning.sources import Opened, Source, find_sources, form_of, share_of
 
+_TIED = ("lm_head", "transformer.output_layer")  # heads that a file may leave out
 _ENOUGH = 20  # rows that can be learned from: those behind them are read once, when they are tokenised
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What the files of a model tell. context: positions, None: they do not say. is_native: glmchat computes it."""
+    """What the files of a model tell. spec: its measures, None: they do not say. is_native: glmchat computes it."""
 
     family: str
-    context: int | None
+    spec: ModelSpec | None
     has_chat: bool
     is_native: bool = True
 
@@ -42,7 +47,7 @@ class Base:
         """Of a folder or a GGUF file."""
         config, spec = config_at(path), spec_at(path)
         family = spec.family if spec is not None else str(config.get("model_type") or "")
-        return Base(family, spec.context if spec is not None else None, has_chat(path), is_native(config))
+        return Base(family, spec, has_chat(path), is_native(config))
 
 
 def check_run(recipe: Mapping[str, Any]) -> None:
@@ -60,8 +65,10 @@ def check_run(recipe: Mapping[str, Any]) -> None:
         base = Base.at(Path(recipe["folder"]))
     refuse_family(base.family, method, is_native=base.is_native)
     original = options.recipe(base.family)
-    if base.context is not None:
-        options.limit(original, base.context)
+    if base.spec is not None:
+        options.limit(original, base.spec.context)
+        refuse_targets(recipe.get("targets"), base.spec)
+    refuse_machine(recipe, is_whole=method in ("full", "scratch"))
     check_data(recipe["data"], options, original, has_chat=base.has_chat)
 
 
@@ -92,6 +99,32 @@ def refuse_family(family: str, method: str, *, is_native: bool) -> None:
         if family not in CHATGLM or family == "glm4"
         else tr("--method prefix learns P-Tuning v2 for it; --method lora fits every model"),
         code="tune.family",
+    )
+
+
+def refuse_targets(asked: Any, spec: ModelSpec) -> None:
+    """Raise Usage for layers that a network whose tensors are known does not have."""
+    if isinstance(asked, str) and asked != ALL_LINEAR and spec.layout is not None:
+        names = [name.removesuffix(".weight") for name, shape in spec.shapes().items() if len(shape) == 2]
+        packed = [name.replace(".weight", ".linear") for name in spec.ends()]  # the table of a quantised embedding
+        targeted(targets_of(asked), [*names, *packed, *_TIED], spec.linear_shapes())
+
+
+def refuse_machine(recipe: Mapping[str, Any], *, is_whole: bool) -> None:
+    """Raise Usage for a card that this machine does not have, and for a type that its processor does not learn in."""
+    device = recipe.get("device")
+    if device == "cuda":
+        plan_device(device, None, look(), installed_torch())
+    if recipe.get("dtype") == "float16" and (is_whole or device == "cpu" or not look().visible):
+        raise no_float16()
+
+
+def no_float16() -> Usage:
+    """For a run that was to learn in float16."""
+    return Usage(
+        tr("learning in float16 overflows, and a CPU computes it slowly"),
+        hint=tr("take bfloat16 or float32; weights that lie in float16 are read as they are"),
+        code="tune.dtype",
     )
 
 

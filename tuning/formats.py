@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.tuning.reading import Raw
+from glmchat.tuning.raw import Raw
 
 # What a column is for. `query` is added to the prompt behind a newline, as in Alpaca's `input`.
 PARTS = ("prompt", "query", "answer", "history", "system", "tools", "messages", "chosen", "rejected", "text")
@@ -132,10 +132,19 @@ def recognise(rows: Sequence[Raw], file: str) -> Form:
     for row in rows:
         if isinstance(row.value, list) and row.value and all(isinstance(item, dict) for item in row.value):
             return with_tags(Form("messages", {"messages": ""}, ("messages",), OPENAI), rows)
-    keys = ", ".join(dict.fromkeys(key for value in keyed[:3] for key in value)) or tr("none")
+    keys = list(dict.fromkeys(str(key) for value in keyed[:3] for key in value))
+    first, second = (*(key for key in keys if key.isidentifier()), "…", "…")[:2]
     raise Usage(
-        tr("{file}: no known format has the keys {keys}", file=one_line(file), keys=one_line(keys, 120)),
-        hint=tr("say which is which: --columns prompt=…,answer=…  (or messages=…, or text=…)"),
+        tr(
+            "{file}: no known format has the keys {keys}",
+            file=one_line(file),
+            keys=one_line(", ".join(keys), 120) or tr("none"),
+        ),
+        hint=tr(
+            "say which is which: --columns prompt={first},answer={second}  (or messages=…, or text=…)",
+            first=one_line(first, 40),
+            second=one_line(second, 40),
+        ),
         code="data.format",
     )
 

@@ -35,6 +35,7 @@ from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.models.transformers_model import Fallback
 from glmchat.engine.placement import choose_dtype, multiply_exactly
+from glmchat.tuning.checking import no_float16
 from glmchat.tuning.examples import Example
 from glmchat.tuning.products import head_loss, head_losses, losses_of_logits
 from glmchat.tuning.settings import Settings
@@ -277,11 +278,7 @@ def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint
     checkpoint = identify(folder)
     dtype = choose_dtype(settings.dtype, checkpoint, device)
     if dtype == torch.float16 and (device == "cpu" or (settings.is_whole and settings.dtype)):
-        raise Usage(
-            tr("learning in float16 overflows, and a CPU computes it slowly"),
-            hint=tr("take bfloat16 or float32; weights that lie in float16 are read as they are"),
-            code="tune.dtype",
-        )
+        raise no_float16()
     if settings.is_whole:
         dtype = torch.float32
     model = load_model(checkpoint, dtype=dtype, quant=settings.quant, plan=DevicePlan((device,)))

@@ -22,7 +22,7 @@ from glmchat.tuning.options import DataOptions
 from glmchat.tuning.page import SHOWN, Facts, FileFacts, sample_of
 from glmchat.tuning.pairs import Pair, read_pair
 from glmchat.tuning.prompt_side import PromptSide
-from glmchat.tuning.reading import Fault, Raw
+from glmchat.tuning.raw import Fault, Raw
 from glmchat.tuning.recipes import differences
 from glmchat.tuning.rendering import On, OverLength, Rendered, fit, fit_pair
 from glmchat.tuning.rows import Conversation, RowFault, Text, read_row, words_of

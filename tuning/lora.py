@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from glmchat.checkpoints.adapter_settings import GUIDE_ALPHA
-from glmchat.core.errors import Damaged, Usage
+from glmchat.core.errors import Damaged
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -29,8 +28,8 @@ from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 from glmchat.engine.quantize.replace import lies_across
 from glmchat.tuning.products import Packed
+from glmchat.tuning.settings import ALL_LINEAR, targeted
 
-ALL_LINEAR = "all-linear"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HEADS = ("lm_head", "output_layer", "embed_out", "score")
 
@@ -160,29 +159,8 @@ def targets_of(model: LanguageModel, targets: Sequence[str] | str) -> list[str]:
         rows = model.spec.vocab_size
         inside = [n for n in names if n.rpartition(".")[2] not in _HEADS]
         return [n for n in inside if measures_of(model.get_submodule(n))[1] != rows or ".layers." in n or ".h." in n]
-    if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise Usage(
-                tr("the pattern of the targets cannot be read: {error}", error=one_line(str(error), 120)),
-                hint=tr("for example: {example}", example=r".*\.(q_proj|v_proj)"),
-                code="tune.targets",
-            ) from None
-        found = [name for name in names if pattern.fullmatch(plain[name])]
-        missing = [] if found else [targets]
-    else:
-        ends = {name: [t for t in targets if plain[name] == t or plain[name].endswith("." + t)] for name in names}
-        found = [name for name in names if ends[name]]
-        missing = [t for t in targets if not any(t in ended for ended in ends.values())]
-    if missing:
-        known = dict.fromkeys(name.rpartition(".")[2] for name in names)
-        raise Usage(
-            tr("no linear layer of this model is called {target}", target=one_line(missing[0], 80)),
-            hint=tr("it has: {names}", names=", ".join(known)),
-            code="tune.targets",
-        )
-    return found
+    found = set(targeted(targets, list(plain.values()), (name.rpartition(".")[2] for name in names)))
+    return [name for name in names if plain[name] in found]
 
 
 def prepare(model: LanguageModel) -> None:

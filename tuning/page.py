@@ -14,7 +14,7 @@ from typing import Any
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line, show_controls
 from glmchat.tuning.examples import Example, Place
-from glmchat.tuning.reading import Fault
+from glmchat.tuning.raw import Fault
 
 SHOWN = 20  # faults and places that are kept of each kind; the rest is counted
 _BARS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)

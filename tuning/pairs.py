@@ -12,7 +12,7 @@ from glmchat.core.messages import Message
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.tuning.examples import Place
 from glmchat.tuning.formats import OPENAI, SHAREGPT, Form
-from glmchat.tuning.reading import Raw
+from glmchat.tuning.raw import Raw
 from glmchat.tuning.rows import Conversation, RowFault, Said, conversation_of, fields_of, kind_of, said_before
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")  # of Anthropic's hh-rlhf, whose sides are whole talks as one text

@@ -19,7 +19,7 @@ from glmchat.engine.prompts.base import PromptFormat
 from glmchat.tuning.examples import Example
 from glmchat.tuning.formats import Form
 from glmchat.tuning.pairs import read_pair
-from glmchat.tuning.reading import Fault, Raw
+from glmchat.tuning.raw import Fault, Raw
 from glmchat.tuning.rendering import fit, fit_pair
 from glmchat.tuning.rows import RowFault, Text, read_row, words_of
 from glmchat.tuning.sources import Source

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,50 +22,16 @@ from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tuning.examples import Place
+from glmchat.tuning.raw import Fault, Raw, position
 
 LARGEST = 16 * 2**20  # bytes of one row
 _BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"
+_BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 # A string ends on its own line, in JSON; one that does not is broken, and what follows is read on from there.
 _MARK = re.compile(rb'"(?:[^"\\\n]|\\[^\n])*(["\n]|\\\n)?|[\[\]{},]')
 _BLANK = b" \t\r\n"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md")
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why something of a file is not used. reason: one of a few words, to count by; column: in characters, from 1."""
-
-    place: Place
-    reason: str
-    found: str
-    wanted: str
-    example: str = ""
-    column: int | None = None
-
-    def __str__(self) -> str:
-        where = f"{self.place}" if self.column is None else f"{self.place}:{self.column}"
-        line = tr("{where}: found {found}; wanted {wanted}", where=where, found=self.found, wanted=self.wanted)
-        return line + (tr(", for example {example}", example=self.example) if self.example else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """One row as its file has it: a JSON value, the cells of a line by their names, or a line of text.
-
-    source: the bytes it was read from, to find a field's column; none for tables and text. column: where it begins.
-    """
-
-    value: Any
-    place: Place
-    source: bytes = b""
-    column: int = 1
-
-    def column_of(self, path: tuple[str | int, ...]) -> tuple[int, int | None]:
-        """Line and column of a part of the value, as ("messages", 2, "content")."""
-        if not self.source:
-            return self.place.line, None
-        return _position(self, _before(self.source.decode("utf-8"), path))
 
 
 Heard = Callable[[int], None]  # (bytes read so far)
@@ -82,6 +47,10 @@ def read_rows(path: Path, note: Note, heard: Heard = lambda done: None) -> Itera
     try:
         with open_file(path) as file:
             head = file.read(_BLOCK)
+            if head.startswith(_BOMS_16):
+                wanted = tr("a file in UTF-8: `iconv -f UTF-16 -t UTF-8` makes one")
+                yield Fault(Place(name, 1), "utf8", tr("text in UTF-16"), wanted, column=1)
+                return
             begin = len(_BOM) if head.startswith(_BOM) else 0
             if begin:
                 note("bom", 1)
@@ -280,11 +249,10 @@ def _parsed(data: bytes, place: Place, column: int) -> Raw | Fault:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line, where = _position(Raw(None, place, column=column), data[: error.start].decode("utf-8"))
+        line, where = position(Raw(None, place, column=column), data[: error.start].decode("utf-8"))
         found = tr("the byte 0x{byte:02x}, which is no UTF-8", byte=data[error.start])
-        wanted = _utf8()
-        return Fault(Place(place.file, line), "utf8", found, wanted, column=where)
-    line, where = _position(Raw(None, place, column=column), text[:at])
+        return Fault(Place(place.file, line), "utf8", found, _utf8(), column=where)
+    line, where = position(Raw(None, place, column=column), text[:at])
     found = one_line(repr(text[at : at + 20]), 60) if text[at:].strip() else tr("the end of the row")
     return Fault(Place(place.file, line), "json", found, tr("JSON ({words})", words=words), column=where)
 
@@ -303,38 +271,8 @@ def _twice(data: bytes) -> str | None:
     return twice[0] if twice else None
 
 
-def _position(row: Raw, before: str) -> tuple[int, int]:
-    """Line and column behind the text `before`, with which the row begins."""
-    newlines = before.count("\n")
-    column = len(before) - before.rfind("\n") if newlines else row.column + len(before)
-    return row.place.line + newlines, column
-
-
-def _before(text: str, path: tuple[str | int, ...]) -> str:
-    """What of a JSON text stands before the value at `path`; before what holds it, where it is not there."""
-    decoder, at = json.JSONDecoder(), 0
-    blank = re.compile(r"[ \t\r\n]*")
-
-    def skip(index: int) -> int:
-        found = blank.match(text, index)
-        return index if found is None else found.end()
-
-    at = skip(0)
-    for step in path:
-        inside, number = skip(at + 1), 0
-        while text[inside : inside + 1] not in ("", "]", "}"):
-            name: str | int = number
-            if text[at] == "{":
-                name, inside = decoder.raw_decode(text, inside)
-                inside = skip(skip(inside) + 1)
-            if name == step:
-                break
-            inside = skip(decoder.raw_decode(text, inside)[1])
-            inside, number = skip(inside + (text[inside : inside + 1] == ",")), number + 1
-        else:
-            break
-        at = inside
-    return text[:at]
+def _utf8() -> str:
+    return tr("a file in UTF-8: `iconv -f GB18030 -t UTF-8` makes one of Chinese text")
 
 
 def _too_large(place: Place) -> Fault:
@@ -384,10 +322,6 @@ def _table(file: BinaryIO, name: str, between: str | None, heard: Heard) -> Iter
         else:
             yield Raw(dict(zip(names, cells, strict=True)), place)
     text.detach()
-
-
-def _utf8() -> str:
-    return tr("a file in UTF-8: `iconv -f GB18030 -t UTF-8` makes one of Chinese text")
 
 
 def _text(file: BinaryIO, name: str, note: Note, heard: Heard) -> Iterator[Raw | Fault]:

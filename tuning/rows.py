@@ -14,7 +14,7 @@ from glmchat.core.text import one_line
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.tuning.examples import Place
 from glmchat.tuning.formats import OPENAI, SHAREGPT, Form, Tags
-from glmchat.tuning.reading import Fault, Raw
+from glmchat.tuning.raw import Fault, Raw
 
 
 @dataclass(frozen=True, slots=True)

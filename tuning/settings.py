@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 # What a run does where nobody says otherwise, where that is another thing than for LoRA (2e-4: between the LoRA guide's
 # 1e-4, ptuning/README.md's 5e-4 and ChatGLM3's lora.yaml, 3e-4 and later 5e-5, which others found to change nothing).
@@ -28,8 +30,44 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 # rows at 2e-4, all of them at 5e-4 (which ptuning/README.md has for ChatGLM-6B).
 _NARROW, _NARROW_RATE = 1024, 5e-4
 SCHEDULES = ("constant", "linear", "cosine")
+ALL_LINEAR = "all-linear"
 LOSSES = ("sigmoid", "ipo")
 EPOCHS = 3  # where neither epochs nor steps are told
+
+
+def targets_of(text: str) -> tuple[str, ...] | str:
+    """Last names of layers with commas between them, or the one pattern that it is."""
+    is_names = text != ALL_LINEAR and re.fullmatch(r"[\w.,-]+", text)
+    return tuple(text.split(",")) if is_names else text
+
+
+def targeted(targets: Sequence[str] | str, names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Those of the layers' names that are meant. known: last names, for the hint.
+
+    Raises Usage where a target names none, and for a pattern that is none.
+    """
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise Usage(
+                tr("the pattern of the targets cannot be read: {error}", error=one_line(str(error), 120)),
+                hint=tr("for example: {example}", example=r".*\.(q_proj|v_proj)"),
+                code="tune.targets",
+            ) from None
+        found = [name for name in names if pattern.fullmatch(name)]
+        missing = [] if found else [targets]
+    else:
+        ends = {name: [t for t in targets if name == t or name.endswith("." + t)] for name in names}
+        found = [name for name in names if ends[name]]
+        missing = [t for t in targets if not any(t in ended for ended in ends.values())]
+    if missing:
+        raise Usage(
+            tr("no linear layer of this model is called {target}", target=one_line(missing[0], 80)),
+            hint=tr("it has: {names}", names=", ".join(dict.fromkeys(known))),
+            code="tune.targets",
+        )
+    return found
 
 
 def usual(method: str, width: int) -> Mapping[str, Any]:

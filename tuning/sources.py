@@ -14,7 +14,8 @@ from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tuning.formats import FORMS, OPENAI, SHAREGPT, UNKNOWN, Form, Tags, recognise, with_columns, with_tags
-from glmchat.tuning.reading import SUFFIXES, Fault, Heard, Note, Raw, read_rows
+from glmchat.tuning.raw import Fault, Raw
+from glmchat.tuning.reading import SUFFIXES, Heard, Note, read_rows
 
 Use = Literal["train", "mix", "eval"]
 _PEEK = 50  # rows that are looked at to recognise a format; more where none of them can be read,

@@ -1,6 +1,6 @@
 """`/tune FILE --flags` asks for what the command line asks for, and refuses at the prompt.
 
-Covers chat/recipe.py.
+Covers chat/recipe.py, chat/tune_request.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 import typer
 from tiny_talker import write_talker
 
-from glmchat.chat.recipe import request_in_chat
+from glmchat.chat.tune_request import request_in_chat
 from glmchat.cli.main import build
 from glmchat.core import locations
 from glmchat.core.errors import Usage

@@ -25,7 +25,7 @@ from tiny_talker import CHATML, write_talker
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from glmchat.chat import trained, tuning
-from glmchat.chat.recipe import request_again
+from glmchat.chat.tune_request import request_again
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.locations import models_dir
 from glmchat.core.repetition import compared, words

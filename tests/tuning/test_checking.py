@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_checkpoints
 from tiny_talker import write_talker
 
 from glmchat.checkpoints.fit import spec_at
+from glmchat.core.cards import look
 from glmchat.core.errors import GlmchatError
-from glmchat.tuning.checking import check_run
+from glmchat.tuning.checking import check_run, refuse_targets
 from glmchat.tuning.dataset import read_dataset
+from glmchat.tuning.forward import load_base
+from glmchat.tuning.lora import targets_of
 from glmchat.tuning.options import DataOptions
 from glmchat.tuning.prompt_side import load_prompt_side
+from glmchat.tuning.settings import Settings
+from glmchat.tuning.settings import targets_of as words_of_targets
 
 QA = '{"question": "a", "answer": "b"}\n'
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
@@ -58,13 +65,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (QA, {"data": ["{rows}.json#x"]}, "data.missing"),
         (QA, {"data": ["/nowhere.jsonl"]}, "data.missing"),
         (QA, {"method": "prefix", "prefix_length": 8192}, "data.prefix"),
+        ("\ufeff".encode("utf-16-le").decode("latin-1") + QA, {}, "data.nothing"),
     ],
 )
 def test_a_quick_look_refuses_what_a_reading_refuses(
     rows: str, asked: dict[str, Any], code: str | None, base: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows"
-    path.write_text(rows)
+    path.write_bytes(rows.encode("latin-1"))
     (tmp_path / "rows.eval").write_text('{"question": "a", "answer": ""}\n')
     given = json.loads(json.dumps({"data": ["{rows}"], "folder": str(base), **asked}).replace("{rows}", str(path)))
     side = load_prompt_side(base)
@@ -83,6 +91,37 @@ def refusal(work: Any) -> tuple[str, str, str] | None:
     except GlmchatError as problem:
         return problem.code, problem.message, problem.hint
     return None
+
+
+@pytest.mark.parametrize("name", tiny_checkpoints.NAMES)
+def test_layers_are_known_before_the_model_is_loaded(name: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoints.build(name, tmp_path / name)
+    spec = spec_at(folder)
+    if spec is None or spec.layout is None:
+        pytest.skip("transformers alone knows its tensors")
+    _, model, _ = load_base(folder, Settings(), "cpu")
+    for layer in targets_of(model, r".*"):
+        refuse_targets(re.escape(layer), spec)
+        refuse_targets(layer.rpartition(".")[2], spec)
+    for wrong in ("nosuch", "q_proj,nosuch", r".*\.nosuch", "(", "layers"):
+        with pytest.raises(GlmchatError) as early:
+            refuse_targets(wrong, spec)
+        with pytest.raises(GlmchatError) as late:
+            targets_of(model, words_of_targets(wrong))
+        assert (early.value.code, early.value.message) == (late.value.code, late.value.message)
+
+
+def test_a_card_that_is_not_there_and_a_type_that_overflows_are_refused(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(QA)
+    given = {"data": [str(path)], "folder": str(base)}
+    if not look().visible:
+        with pytest.raises(GlmchatError, match="--device cuda cannot be used"):
+            check_run({**given, "device": "cuda"})
+    for asked in ({"device": "cpu"}, {"method": "full"}):
+        with pytest.raises(GlmchatError, match="float16 overflows"):
+            check_run({**given, **asked, "dtype": "float16"})
+    check_run({**given, "device": "cpu", "dtype": "bfloat16"})
 
 
 def test_a_prefix_and_a_row_share_the_positions_of_the_model(base: Path, tmp_path: Path) -> None:

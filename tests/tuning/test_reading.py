@@ -1,6 +1,6 @@
 """Rows as other readers read them, and every fault by its line and column.
 
-Covers tuning/reading.py, tuning/rows.py, tuning/gathering.py.
+Covers tuning/reading.py, tuning/raw.py, tuning/rows.py, tuning/gathering.py.
 Right values come from json and csv.
 """
 
@@ -24,7 +24,8 @@ from glmchat.tuning import reading
 from glmchat.tuning.dataset import DataOptions, read_dataset
 from glmchat.tuning.formats import recognise
 from glmchat.tuning.prompt_side import PromptSide
-from glmchat.tuning.reading import Fault, Raw, read_rows
+from glmchat.tuning.raw import Fault, Raw
+from glmchat.tuning.reading import read_rows
 from glmchat.tuning.rows import RowFault, read_row
 
 Sides = Callable[[str], PromptSide]
@@ -195,7 +196,8 @@ def test_a_large_file_is_read_in_little_memory(tmp_path: Path, starter_model: Pa
     path.write_bytes(data + b"\n" + b"\n".join([row] * 5000))
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "from glmchat.tuning.reading import Raw, read_rows\n"
+        "from glmchat.tuning.raw import Raw\n"
+        "from glmchat.tuning.reading import read_rows\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "count = sum(isinstance(row, Raw) for row in read_rows(Path(sys.argv[1]), lambda kind, line: None))\n"
         "print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
