@@ -17,7 +17,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
 from glmchat.core.repetition import conditions_of
-from glmchat.core.run_folder import Run
+from glmchat.core.run_folder import Run, runs
 from glmchat.core.text import one_line
 from glmchat.hub import adapters, trained_models
 from glmchat.hub.installed import Installed
@@ -62,12 +62,16 @@ def request_in_chat(words: str, base: str) -> dict[str, Any] | None:
             given[flags[flag].name].append(value)
         else:
             given[flags[flag].name] = _value(flag, value, str(flags[flag].type))
-    if not data or (
-        not any(word.startswith("--") for word in words.split()) and not is_there(data[0].partition("#")[0])
-    ):
+    is_flagged = any(word.startswith("--") for word in words.split())
+    if not data or not (is_flagged or _means_data(data[0])):
         return None
     checked = Recipe(**given).checked()
     return request_of(base, data, name, checked.get("method")) | checked
+
+
+def _means_data(word: str) -> bool:
+    """A file, or what is written as one; else it may be the name of a run."""
+    return is_there(word.partition("#")[0]) or (bool({*"./~"} & {*word}) and word not in [run.id for run in runs()])
 
 
 def _value(flag: str, text: str, wanted: str) -> Any:

@@ -15,6 +15,7 @@ from glmchat.chat.tune_request import request_in_chat
 from glmchat.cli.main import build
 from glmchat.core import locations
 from glmchat.core.errors import Usage
+from glmchat.core.run_folder import new_run
 
 OTHERS = {"--dry-run", "--yes", "--detach", "--list", "--attach", "--stop", "--resume", "--rm", "--plain", "--json",
           "--help", "--again", "--prepare"}  # fmt: skip
@@ -67,6 +68,10 @@ def test_a_file_alone_needs_no_quotes_and_a_name_of_a_run_is_none(base: str, row
     request = request_in_chat(str(rows), base)
     assert request is not None and request["data"] == [str(rows)]
     assert request_in_chat("poet-2", base) is None
+    new_run("poet.2", {})
+    assert request_in_chat("poet.2", base) is None
+    with pytest.raises(Usage, match=r"nosuch\.jsonl is not here"):
+        request_in_chat("nosuch.jsonl", base)
 
 
 @pytest.mark.parametrize(

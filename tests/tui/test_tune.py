@@ -183,6 +183,20 @@ def test_the_chat_lists_runs_opens_one_and_deletes_after_a_question(tmp_path: Pa
         terminal.until_seen("there is no run 'nobody'")
 
 
+def test_a_plan_that_is_refused_says_why_and_there_is_nothing_to_go_on_with(rows: tuple[Path, Path]) -> None:
+    model, data = rows
+    with TerminalSession("run", model, environ={"GLMCHAT_PRETEND": json.dumps({"plan_fails": True})}) as terminal:
+        terminal.until_ready()
+        terminal.say(f"/tune {data}")
+        terminal.until_seen(f"rows · {model.name} · failed", "rows.jsonl:3: found 7", "Esc closes")
+        terminal.press("r")
+        terminal.press("esc")
+        terminal.until(lambda: "rows.jsonl:3: found 7" not in terminal.text)
+        assert runs() == []
+        terminal.say("/tune nosuch.jsonl")
+        terminal.until_seen("nosuch.jsonl is not here")
+
+
 points = st.lists(st.tuples(st.integers(0, 5000), st.floats(-1e6, 1e6)), min_size=1, max_size=60)
 
 

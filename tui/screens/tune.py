@@ -114,6 +114,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         """begun: it is still a plan, which Enter agrees to and Esc takes back."""
         super().__init__()
         self.run_shown = run
+        self._base = short_name(str(run.recipe().get("base", "")))  # of a plan that failed the folder goes
         self._begun = begun
         self.progress = Progress()
         self._asks = False  # whether it is to be stopped
@@ -215,7 +216,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
             self._leave(self.progress.end.get("adapter"))
 
     def action_resume(self) -> None:
-        if self.progress.end is not None and self.progress.end.get("state") != "done":
+        if self._begun is None and self.progress.end is not None and self.progress.end.get("state") != "done":
             tuning.resume(self.run_shown)
             self.progress.end, self._stops, self._news = None, 0, None
             self.progress = Progress()
@@ -237,9 +238,8 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         if not self.is_mounted:
             return
         p, end, is_low = self.palette, self.progress.end, self.size.height < FEW_ROWS
-        recipe = self.run_shown.recipe()
         title = Text(one_line(self.run_shown.id, 60), p.strong)
-        title.append(f" · {short_name(str(recipe.get('base', '')))} · ", p.quiet)
+        title.append(f" · {self._base} · ", p.quiet)
         title.append(self._state(), p.accented)
         self.query_one("#run", Static).update(title)
         self._show_curves(is_low)
@@ -247,7 +247,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         said.set_class(self._shows_page, "page")
         if self._shows_page:
             lines = [one_line(str(line), 400) for line in self.progress.page.get("words", ())]
-            none = self.progress.stage or tr("it has no plan yet")
+            none = "" if end is not None else self.progress.stage or tr("it has no plan yet")
             said.update(Text("\n".join(lines) or none, p.body))
         else:
             said.update(self._said(1 if is_low else 3))
