@@ -19,6 +19,7 @@ from torch import nn
 from glmchat.checkpoints.families import parse
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models import chatglm2
+from glmchat.engine.models.layers import attend
 from glmchat.engine.quantize.linear import QuantLinear
 
 REPEATS = 12  # the best of them counts
@@ -70,6 +71,13 @@ def by_torch(model: chatglm2.ChatGLM2, cache: KVCache) -> float:
     return time.perf_counter() - started
 
 
+def attend_in_torch(model: chatglm2.ChatGLM2, cache: KVCache) -> None:
+    heads, kv_heads, width = model.spec.heads, model.spec.kv_heads, model.spec.head_dim
+    row = torch.ones(kv_heads, 1, width)
+    with torch.inference_mode():
+        attend(torch.ones(1, heads, width), *cache.append(0, row, row), None)
+
+
 def compare_types(model: chatglm2.ChatGLM2, lengths: list[int], layers: int) -> None:
     noise = torch.Generator().manual_seed(1)
     size = (model.spec.kv_heads, max(lengths), model.spec.head_dim)
@@ -79,18 +87,22 @@ def compare_types(model: chatglm2.ChatGLM2, lengths: list[int], layers: int) -> 
         for cache in caches.values():
             cache.put(layer, 0, *rows)
     for length in lengths:
-        best = dict.fromkeys(caches, float("inf"))
+        best, alone = (dict.fromkeys(caches, float("inf")) for _ in range(2))
         for _ in range(2 * REPEATS):
             for dtype, cache in caches.items():
                 cache.length = length
                 started = time.process_time()
                 by_c(model, cache)
-                best[dtype] = min(best[dtype], time.process_time() - started)
+                between = time.process_time()
+                attend_in_torch(model, cache)
+                best[dtype] = min(best[dtype], between - started)
+                alone[dtype] = min(alone[dtype], time.process_time() - between)
         for dtype, seconds in best.items():
             print(
                 f"{length:5} tokens, cache in {str(dtype)[6:]:8}: "
                 f"{1e3 * seconds / layers:7.3f} ms of the processor a layer, "
-                f"{seconds / best[torch.float32]:.2f} of float32, "
+                f"{seconds / best[torch.float32]:.2f} of float32; its attention, of torch's forward, "
+                f"{1e3 * alone[dtype]:7.3f} ms, {alone[dtype] / alone[torch.float32]:.2f}; "
                 f"{caches[dtype].nbytes // (caches[dtype].capacity * layers)} bytes a position and layer",
                 flush=True,
             )

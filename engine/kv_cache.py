@@ -6,25 +6,9 @@ from typing import Any
 
 import torch
 
+from glmchat.engine.native.attention import SCALE, to_int8
+
 FIRST = 2048  # positions that a cache on a card begins with
-
-
-SCALE = 4  # bytes behind a row of whole numbers
-
-
-def to_int8(rows: torch.Tensor) -> torch.Tensor:
-    """Rows [..., width] as whole numbers of -127 to 127, and behind them [..., width + 4] their scale as the bytes of a
-    float32. The compiled step stores the same bits (native/step_part.h)."""
-    wide = rows.float()
-    scale = wide.abs().amax(-1, keepdim=True).div_(127)
-    codes = (wide / scale.clamp_min(1e-30)).round_().to(torch.int8)
-    return torch.cat((codes, scale.view(torch.int8)), -1)
-
-
-def from_int8(rows: torch.Tensor) -> torch.Tensor:
-    """What `to_int8` was given, in float32, as near as it kept it."""
-    scale = rows[..., -SCALE:].contiguous().view(torch.float32)
-    return rows[..., :-SCALE].float().mul_(scale)
 
 
 class KVCache:
@@ -65,8 +49,8 @@ class KVCache:
         self.layout: Any = None  # what a prefix-LM family must remember of its prompt between steps
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write key and value [kv_heads, new, head_dim] behind what is there; return all of it in their type, the new
-        rows too as they are stored.
+        """Write key and value [kv_heads, new, head_dim] behind what is there; return views of all of it as it is
+        stored, which `layers.attend` reads.
 
         `length` moves only when the whole forward pass is through (`advance`), so a stop between layers leaves the
         cache as it was.
@@ -76,9 +60,7 @@ class KVCache:
         self.put(layer, start, key, value)
         keys = self.keys[layer].narrow(1, 0, start + count)  # narrow takes a third of the time of an index
         values = self.values[layer].narrow(1, 0, start + count)
-        if keys.dtype == torch.int8:
-            keys, values = from_int8(keys), from_int8(values)
-        return keys.to(key.dtype), values.to(value.dtype)
+        return keys, values
 
     def put(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store key and value [kv_heads, n, head_dim] at the positions from `start`."""

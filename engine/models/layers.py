@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from glmchat.engine.gpu.prompt import Seen, attend_rows
 from glmchat.engine.models.documents import Documents
+from glmchat.engine.native.attention import attend_stored, from_int8
 from glmchat.engine.quantize.linear import QuantEmbedding
 
 
@@ -131,16 +132,22 @@ Mask = torch.Tensor | Seen | Documents | None
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Mask) -> torch.Tensor:
     """Grouped-query attention of one sequence.
 
-    query [length, heads, head_dim]; keys, values [kv_heads, total, head_dim]; mask bool [length, total], True where it
-    may look, or None: one row looks at everything, several rows that are the whole sequence look back causally. On a
-    card `Seen` takes its place, and several rows look back causally whatever stands before them. `Documents`: the rows
-    are several sequences.
+    query [length, heads, head_dim]; keys, values [kv_heads, total, head_dim], or rows as a cache stores them; mask bool
+    [length, total], True where it may look, or None: one row looks at everything, several rows that are the whole
+    sequence look back causally. On a card `Seen` takes its place, and several rows look back causally whatever stands
+    before them. `Documents`: the rows are several sequences.
     Returns [length, heads * head_dim].
     """
     length, heads, head_dim = query.shape
     kv_heads = keys.shape[0]
     if isinstance(mask, Documents):
         return mask.attend(query, keys, values)
+    if keys.dtype != query.dtype:
+        if length == 1 and (attended := attend_stored(query, keys, values)) is not None:
+            return attended
+        if keys.dtype == torch.int8:
+            keys, values = from_int8(keys), from_int8(values)
+        keys, values = keys.to(query.dtype), values.to(query.dtype)
     if length == 1:
         # The heads that share a key head are its rows, so the cache is read once and never expanded.
         grouped = query.view(kv_heads, heads // kv_heads, head_dim)

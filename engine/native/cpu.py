@@ -86,6 +86,10 @@ def native_library() -> ctypes.CDLL:
     library.glm_step_stretches.restype = size
     library.glm_step_run.argtypes = (pointer, size, pointer, pointer, size, number)
     library.glm_step_run.restype = None
+    library.glm_attend_room.argtypes = (size, size, size)
+    library.glm_attend_room.restype = size
+    library.glm_attend.argtypes = (pointer, pointer, pointer, size, size, size, pointer, number)
+    library.glm_attend.restype = None
     library.glm_choose.argtypes = (ctypes.c_char_p,)
     library.glm_choose.restype = ctypes.c_char_p
     return library

@@ -307,3 +307,37 @@ EXPORT void glm_step_run(const glm_row *row, int64_t rows, void *room, float *lo
     glm_job job = {.source = &step};
     run(take_part, &job, threads, threads);
 }
+
+/* Room of a row's attention alone, or only its bytes while `room` is NULL. */
+static size_t lay_out_attention(glm_step *step, int64_t heads, int64_t head_dim, int64_t stretches, void *room) {
+    size_t used = 0;
+    step->partial = slice(room, &used, stretches * heads * head_dim * 4);
+    step->most = slice(room, &used, stretches * heads * 4);
+    step->sums = slice(room, &used, stretches * heads * 4);
+    return used;
+}
+
+/* Bytes of the room that glm_attend wants. */
+EXPORT int64_t glm_attend_room(int64_t heads, int64_t head_dim, int64_t length) {
+    glm_step step;
+    return (int64_t)lay_out_attention(&step, heads, head_dim, glm_step_stretches(length - 1), NULL);
+}
+
+/* The attention of one row alone, over all `length` positions of a cache of one layer: query and out
+ * [heads][head_dim]. head_dim is a multiple of 16, LARGEST_HEAD at most. */
+EXPORT void glm_attend(const glm_cache *cache, const float *query, float *out, int64_t heads, int64_t kv_heads,
+                       int64_t head_dim, void *room, int threads) {
+    const glm_kernels *kernels = atomic_load(&chosen);
+    glm_layer layer = {0};
+    glm_network net = {.layer = &layer, .layers = 1, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim};
+    glm_row row = {.net = &net, .cache = cache};
+    int64_t stretches = glm_step_stretches(cache->length - 1);
+    glm_stage attend = {.work = ATTEND, .blocks = kv_heads * stretches}, gather = {.begin = O_PROJ, .work = O_PROJ};
+    glm_step step = {.net = &net, .row = &row, .rows = 1, .stages = &attend, .stage_count = 1, .chunk_for = threads,
+                     .tile = 1, .total = {cache->length}, .stretch_before = {0, stretches}, .qkv = (float *)query,
+                     .source = out, .begin = kernels->step_begin, .work = kernels->step_work};
+    lay_out_attention(&step, heads, head_dim, stretches, room);
+    glm_job job = {.source = &step};
+    run(take_part, &job, threads, threads);
+    kernels->step_begin(&step, &gather);
+}

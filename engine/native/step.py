@@ -21,14 +21,12 @@ from glmchat.engine.adapters.low_rank import AdaptedLinear, bare, fused
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import RMSNorm
 from glmchat.engine.models.parts import LayerParts, NotCompiled, Parts
+from glmchat.engine.native.attention import CACHE_TYPES, LARGEST_HEAD, WIDTH, CacheState
 from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, weight_of
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
-_WIDTH = 16  # lanes of the widest vectors: inputs come in multiples of it
-_LARGEST_HEAD = 256
 _ALIGNMENT = 64
 MOST_ROWS = 16  # sequences that advance together
-_CACHE_TYPES = (torch.float32, torch.bfloat16, torch.int8)  # as glm_cache_type counts them
 _SPARE = 64  # stretches more than are needed now: the room lasts for so many times 128 tokens
 _pointer, _size, _number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
@@ -84,16 +82,6 @@ class _Network(ctypes.Structure):
     )
 
 
-class _Cache(ctypes.Structure):
-    _fields_ = (
-        ("keys", _pointer),
-        ("values", _pointer),
-        ("capacity", _size),
-        ("length", _size),
-        ("type", _number),
-    )
-
-
 class _Row(ctypes.Structure):
     _fields_ = (
         ("net", _pointer),
@@ -120,9 +108,9 @@ class CompiledStep:
         frequencies = parts.frequencies
         if frequencies is None or parts.alpha is not None or parts.rotary == "two positions" or not parts.gated:
             raise NotCompiled(f"{spec.family} has no compiled step")
-        if spec.hidden_size % _WIDTH or spec.ffn_size % _WIDTH or spec.head_dim % _WIDTH:
+        if spec.hidden_size % WIDTH or spec.ffn_size % WIDTH or spec.head_dim % WIDTH:
             raise NotCompiled("a width is not a multiple of 16")
-        if spec.head_dim > _LARGEST_HEAD:
+        if spec.head_dim > LARGEST_HEAD:
             raise NotCompiled(f"heads of {spec.head_dim}")
         self._alive: list[Any] = []  # what the addresses point to
         self._coarse = False  # some weights are
@@ -157,7 +145,7 @@ class CompiledStep:
 
     def takes(self, cache: KVCache) -> bool:
         keys = cache.keys[0]
-        return keys.device.type == "cpu" and keys.dtype in _CACHE_TYPES and cache.length < cache.capacity
+        return keys.device.type == "cpu" and keys.dtype in CACHE_TYPES and cache.length < cache.capacity
 
     def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
         """float32 logits [vocab] behind `token`; its keys and values are in the cache, whose length has not moved."""
@@ -259,7 +247,7 @@ class CompiledStep:
 
     def _matrix(self, base: nn.Linear | QuantLinear) -> _Product:
         bias = None if base.bias is None else self._numbers(base.bias)
-        if base.in_features % _WIDTH:
+        if base.in_features % WIDTH:
             raise NotCompiled(f"a matrix of {base.in_features} inputs")
         if isinstance(base, QuantLinear):
             if not isinstance(base.kernel, NativeCpu) or base.kernel.exact:
@@ -305,14 +293,14 @@ class CompiledStep:
         return ctypes.addressof(made)
 
 
-def _state(cache: KVCache) -> _Cache:
+def _state(cache: KVCache) -> CacheState:
     """A cache as C knows it, as long as it is now."""
     state = cache.addresses
     if state is None:
         pointers = [(_pointer * len(rows))(*(row.data_ptr() for row in rows)) for rows in (cache.keys, cache.values)]
-        number = _CACHE_TYPES.index(cache.keys[0].dtype)
-        state = _Cache(*(ctypes.addressof(p) for p in pointers), cache.capacity, 0, number)
+        number = CACHE_TYPES.index(cache.keys[0].dtype)
+        state = CacheState(*(ctypes.addressof(p) for p in pointers), cache.capacity, 0, number)
         cache.addresses = state
         state.kept = pointers
     state.length = cache.length
-    return cast(_Cache, state)
+    return cast(CacheState, state)

@@ -94,7 +94,7 @@ GLM_TARGET static void F(step_row)(const glm_product *embedding, int64_t token, 
     for (int64_t i = 0; i < w->inputs; i += GLM_LANES) *(LOOSE_F *)(out + i) = F(load)(row, i, embedding->dense_bf16);
 }
 
-/* One row of a cache: `width` numbers, as it stores them. Those of 8 bits are what torch makes of them (kv_cache.py). */
+/* One row of a cache: `width` numbers, as it stores them. Those of 8 bits are what torch makes of them (attention.py). */
 GLM_TARGET INLINE void F(put)(const glm_cache *cache, char *to, const float *from, int64_t width) {
     if (cache->type == CACHE_FLOAT32) memcpy(to, from, (size_t)width * 4);
     else if (cache->type == CACHE_BFLOAT16)

@@ -17,8 +17,8 @@ import torch
 
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.decoding.sequences import Sequences
-from glmchat.engine.kv_cache import from_int8, to_int8
 from glmchat.engine.native import self_test, step
+from glmchat.engine.native.attention import from_int8, to_int8
 from glmchat.engine.native.cpu import NativeCpu, native_library
 from glmchat.engine.placement import multiply_coarsely, multiply_exactly
 from glmchat.engine.quantize.int8 import quantise_int8
