@@ -2,7 +2,8 @@
 
     {"kind": "start", …}       what begins; with "step" where an earlier part is gone on with
     {"kind": "stage", …}       what is done before the plan: "say"
-    {"kind": "page", …}        the plan: "words" are the lines that people read
+    {"kind": "page", …}        the plan: "words" are the lines that people read, the last "sums" of them what it
+                               takes
     {"kind": "step", …}        step, steps, epoch, loss, lr, grad_norm, tokens, tokens_per_second, memory, seconds_left,
                                worst; token_accuracy, the share of the learned tokens that had the highest logit; or of
                                pairs accuracy, margin, reward_chosen, reward_rejected

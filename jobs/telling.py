@@ -102,8 +102,10 @@ class Plan:
             recipe = {name: value for name, value in recipe.items() if name not in ("minutes", "epochs")}
             text = json.dumps({**recipe, "steps": plan["steps"]}, ensure_ascii=False, indent=1)
             self._run.write("recipe.json", text)
-        words = [*lines(self._facts), "", *plan_lines(plan)]
-        self._teller({"kind": "page", "words": words, "facts": self._facts.to_json(), "plan": dict(plan)})
+        sums = plan_lines(plan)
+        words = [*lines(self._facts), "", *sums]
+        page = {"words": words, "sums": len(sums), "facts": self._facts.to_json(), "plan": dict(plan)}
+        self._teller({"kind": "page", **page})
         if not self._goes:
             self._teller.note("waiting")
             if sys.stdin.readline().strip() != "go":

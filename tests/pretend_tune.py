@@ -48,7 +48,9 @@ def main() -> None:
             log({"kind": "end", "state": "failed", **wrong})
             run.note("failed")
             sys.exit(3)
-        log({"kind": "page", "words": ["rows: 91 read, 91 used, 0 refused", f"steps: {pretend['steps']}"]})
+        rows = [f"row {number}" for number in range(pretend.get("shown", 0))]
+        words = ["rows: 91 read, 91 used, 0 refused", *rows, f"steps: {pretend['steps']}"]
+        log({"kind": "page", "words": words, "sums": 1})
         run.note("waiting")
         if sys.stdin.readline().strip() != "go":
             run.remove()

@@ -248,3 +248,29 @@ def test_the_chat_plans_a_run_with_a_file_and_begins_it_or_leaves_nothing(rows: 
         terminal.press("esc")
         terminal.until(lambda: "/4000" not in terminal.text)
         assert find_run("rows").at_work
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(40, 12), (80, 24)])
+def test_a_plan_that_is_longer_than_the_window_is_read_to_its_end(
+    rows: tuple[Path, Path], columns: int, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = rows
+    monkeypatch.chdir(data.parent)
+    pretend = json.dumps({"steps": 4000, "rest": 0.02, "shown": 60})
+    with TerminalSession("run", model, columns=columns, rows=lines, environ={"GLMCHAT_PRETEND": pretend}) as terminal:
+        terminal.until_ready()
+        terminal.say(f"/tune {data.name}")
+        terminal.until_seen("91 read", "Enter starts training")
+        assert ("steps: 4000" in terminal.text) is (lines == 24), "what it takes needs no key where there is room"
+        assert "row 59" not in terminal.text
+        for key, seen, gone in (
+            ("end", "row 59", "91 read"),
+            ("home", "91 read", "row 59"),
+            ("pgdn", "row 12", "91 read"),
+        ):
+            terminal.press(key)
+            terminal.until(lambda seen=seen, gone=gone: seen in terminal.text and gone not in terminal.text)
+        terminal.press("enter")
+        terminal.until_seen("/4000")
+        terminal.press("p")
+        terminal.until_seen("row ", "p shows the curve")

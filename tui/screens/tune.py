@@ -10,6 +10,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
@@ -127,6 +128,9 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         yield Static("", id="run")
         yield Curve(id="curve")
         yield Curve(id="rewards")
+        with VerticalScroll(id="page"):
+            yield Static("", id="plan")
+        yield Static("", id="sums")
         yield Static("", id="figures")
         yield Static("", id="said")
         yield Static("", id="keys")
@@ -244,19 +248,31 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         self.query_one("#run", Static).update(title)
         self._show_curves(is_low)
         said = self.query_one("#said", Static)
-        said.set_class(self._shows_page, "page")
-        if self._shows_page:
-            lines = [one_line(str(line), 400) for line in self.progress.page.get("words", ())]
-            none = "" if end is not None else self.progress.stage or tr("it has no plan yet")
-            said.update(Text("\n".join(lines) or none, p.body))
-        else:
-            said.update(self._said(1 if is_low else 3))
+        said.display = not self._shows_page
+        said.update(self._said(1 if is_low else 3))
+        self._show_page(is_low)
         figures = [Text.assemble((f"{n} ", p.quiet), (value, p.body)) for n, value in tuning.figures(self.progress.now)]
-        self.query_one("#figures", Static).update(_in_lines(figures, self.size.width - 4))
+        shown = self.query_one("#figures", Static)
+        shown.display = bool(figures)
+        shown.update(_in_lines(figures, self.size.width - 4))
         keys = self._keys()
         line = first_keys(keys, self.size.width - 4) if is_low else keys
         news = self._news if self._news is not None else self._end_line(end)
         self.query_one("#keys", Static).update(Text("\n").join([*([news] if news else []), Text(line, p.quiet)]))
+
+    def _show_page(self, is_low: bool) -> None:
+        """The plan, to be read with arrows and PgDn; its sums stay below it where there is room."""
+        page, sums = self.query_one("#page", VerticalScroll), self.query_one("#sums", Static)
+        page.display = sums.display = self._shows_page
+        if not self._shows_page:
+            return
+        page.focus()
+        lines = [one_line(str(line), 400) for line in self.progress.page.get("words", ())]
+        count = 0 if is_low else int(self.progress.page.get("sums", 0))
+        above = lines[: len(lines) - count]
+        none = "" if self.progress.end is not None else self.progress.stage or tr("it has no plan yet")
+        self.query_one("#plan", Static).update(Text("\n".join(above).rstrip() or none, self.palette.body))
+        sums.update(Text("\n".join(lines[len(above) :]), self.palette.strong))
 
     def _show_curves(self, is_low: bool) -> None:
         """The loss, and of pairs of answers the rewards of both below it, where there is room for two."""
@@ -300,7 +316,8 @@ class RunScreen(SteadyScreen, Screen[str | None]):
     def _keys(self) -> str:
         if self._begun is not None:
             asks = self.progress.page and self.progress.end is None
-            return tr("Enter starts training · Esc leaves nothing") if asks else tr("Esc closes")
+            begins = tr("Enter starts training · Esc leaves nothing · PgDn shows more of the plan")
+            return begins if asks else tr("Esc closes")
         if self._asks:
             return tr("Enter saves and stops · Esc goes on")
         if self._shows_page:
