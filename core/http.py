@@ -266,10 +266,11 @@ def _certificate_hint(detail: str) -> str:
     return tr("behind a company proxy, set SSL_CERT_FILE to the company's certificates")
 
 
-def network_error(error: Exception, url: str = "", *, code: str = "network") -> GlmchatError:
+def network_error(error: Exception, url: str = "", *, code: str = "network", hint: str = "") -> GlmchatError:
     """An httpx2 exception as one sentence and a hint. A GlmchatError comes back as it is.
 
     url: what was asked; shown as host only, so that neither a signed query nor a password can leak.
+    hint: what helps where nothing was downloaded.
     """
     import httpx2
 
@@ -279,7 +280,7 @@ def network_error(error: Exception, url: str = "", *, code: str = "network") -> 
     detail = one_line(_NUMBER.sub("", str(error)) or type(error).__name__, 160)
     proxy = _proxy_for(url)
     through = tr(" through the proxy {proxy}", proxy=proxy) if proxy else ""
-    hint = tr("check the connection, then run the same command again: the files downloaded so far are kept")
+    hint = hint or tr("check the connection, then run the same command again: the files downloaded so far are kept")
     match error:
         case httpx2.ProxyError():
             words = tr("the proxy {proxy} refused: {reason}", proxy=proxy or "?", reason=detail)

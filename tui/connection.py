@@ -199,6 +199,11 @@ class ModelConnection:
         """The window waits for a server's word; `give_up` ends that."""
         return self._asking is not None
 
+    @property
+    def takes_questions(self) -> bool:
+        """What is asked while another model is looked for is meant for that one, and waits."""
+        return self.ready and not self.asking
+
     def ask(self, question: Callable[[Stop], Message]) -> None:
         """Have a thread ask what answers; the message comes back, unless it was given up. A later one takes over."""
         from glmchat.chat.client.request import Stop
@@ -206,6 +211,7 @@ class ModelConnection:
         if self._asking is not None:
             self._asking.now()
         stop = self._asking = Stop()
+        self._view.show_queue()
         if not self._view.status.facts.activity:
             self._view.status.show(activity=self._waiting_words(), progress=None)
 
@@ -229,6 +235,7 @@ class ModelConnection:
 
     def _asked(self) -> None:
         self._asking = None
+        self._view.show_queue()
         if self._view.status.facts.activity == self._waiting_words():
             self._view.status.show(activity="")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog
 from glmchat.chat.sampling_choice import PRESETS
-from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
+from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import THEMES, Settings
 from glmchat.core.text import human_bytes, one_line
@@ -22,7 +22,7 @@ from glmchat.tui.comparing import Comparing
 from glmchat.tui.composer import Composer
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import columns
-from glmchat.tui.messages import Served, Weighed
+from glmchat.tui.messages import Reached, Served, Weighed
 from glmchat.tui.screens.help import HelpScreen, InfoScreen
 from glmchat.tui.screens.palette import ThemeScreen
 from glmchat.tui.screens.sampling import SamplingScreen
@@ -35,6 +35,8 @@ from glmchat.tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
     from glmchat.chat.answering import Answer
+    from glmchat.chat.client.request import Stop
+    from glmchat.chat.client.words import ModelRow
     from glmchat.chat.evaluating import Asked
     from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.launch import LaunchOptions
@@ -380,33 +382,45 @@ class WindowFace:
         """To a model of the server; else to one on this machine. Raises Usage for what is neither."""
         from glmchat.chat.launch import locate
 
-        row = next((row for row in news.rows if row.name == news.wanted), None)
-        if row is not None and row.parent:
-            raise Usage(
-                tr("{name} is an adapter, not a model", name=one_line(row.name, 60)),
-                hint=f"/adapter {one_line(row.name, 60)}",
-                code="server.no_model",
-            )
-        if row is not None:
-            self._switch_model_of_server(row.name)
+        if _lists_model(news.rows, news.wanted):
+            self._switch_model_of_server(news.wanted)
             return
         try:
             found = locate(news.wanted)
         except GlmchatError:
-            names = ", ".join(one_line(row.name, 60) for row in news.rows[:20] if row.parent is None)
-            raise Usage(
-                tr("neither the server nor this machine has {name}", name=one_line(news.wanted, 60)),
-                hint=tr("it has: {names}", names=names or tr("none")),
-                code="server.no_model",
+            raise _not_listed(
+                tr("neither the server nor this machine has {name}", name=one_line(news.wanted, 60)), news.rows
             ) from None
         self._switch_to(*found)
 
     def _switch_to_server(self, server: Server, model: str | None) -> None:
-        """A server of the config, for this conversation. Raises Usage for its key's file, and nothing has changed."""
+        """A server of the config, for this conversation, once it has answered: until then nothing changes.
+
+        Raises Usage for its key's file.
+        """
+        from glmchat.chat.client.endpoint import Endpoint
         from glmchat.chat.launch import launch_server
-        from glmchat.chat.sampling_choice import ranks_for_launch
 
         launch = launch_server(self.launch, server, model)
+        endpoint = Endpoint(launch.server, key=launch.api_key, model=launch.engine.model)
+
+        def reach(stop: Stop) -> Reached:
+            rows: list[ModelRow] = []
+            with suppress(ServerFailed):  # it has no list, or an own error that an answer will tell
+                rows = endpoint.models(stop)
+            if endpoint.model is None:
+                endpoint.choose_model(stop=stop)
+            return Reached(launch, server.name, rows)
+
+        self._connection.ask(reach)
+
+    def switch_server(self, news: Reached) -> None:
+        """To a server that has answered. Raises Usage for a model that it does not list."""
+        from glmchat.chat.sampling_choice import ranks_for_launch
+
+        launch, model = news.launch, news.launch.engine.model
+        if model is not None and news.rows and not _lists_model(news.rows, model):
+            raise _not_listed(tr("{server} has no model {name}", server=news.name, name=one_line(model, 60)), news.rows)
 
         def switch() -> None:
             chat = self.chat
@@ -421,7 +435,7 @@ class WindowFace:
                 ranks.asked[origin] = chat.ranks.rank(origin)
             chat.ranks = ranks
             self._talk.disconnect()
-            self.tell(tr("switching to {name}", name=launch.engine.model or server.name))
+            self.tell(tr("switching to {name}", name=one_line(model or news.name, 60)))
             self._connection.switch(launch)
 
         self._talk.stop_behind()
@@ -559,3 +573,20 @@ class WindowFace:
             raise Usage(tr("there is no theme {name}", name=repr(words)), hint=", ".join(THEMES), code="theme.unknown")
         app.change_theme(words)
         remember_theme(words)
+
+
+def _lists_model(rows: Sequence[ModelRow], name: str) -> bool:
+    """Raises Usage where a server lists the name as an adapter."""
+    row = next((row for row in rows if row.name == name), None)
+    if row is not None and row.parent:
+        raise Usage(
+            tr("{name} is an adapter, not a model", name=one_line(name, 60)),
+            hint=f"/adapter {one_line(name, 60)}",
+            code="server.no_model",
+        )
+    return row is not None
+
+
+def _not_listed(message: str, rows: Sequence[ModelRow]) -> Usage:
+    names = ", ".join(one_line(row.name, 60) for row in rows[:20] if row.parent is None)
+    return Usage(message, hint=tr("it has: {names}", names=names or tr("none")), code="server.no_model")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the window draws its first frame before it loads what talks
     from glmchat.chat.context import ContextParts, Request
     from glmchat.chat.history.history import History
     from glmchat.chat.history.rows import Conversation
+    from glmchat.chat.launch import LaunchOptions
     from glmchat.chat.session import ChatSession, ModelIdentity
     from glmchat.tui.answering import Answering
 
@@ -110,6 +111,15 @@ class Served(Message, bubble=False):
     wanted: str
     rows: list[ModelRow]
     adapters: bool = False
+
+
+@dataclass
+class Reached(Message, bubble=False):
+    """A server of the config answers and may be switched to. rows: what it lists, nothing where it has no list."""
+
+    launch: LaunchOptions
+    name: str
+    rows: list[ModelRow]
 
 
 @dataclass

@@ -147,7 +147,7 @@ class Talk:
     def ask(self, text: str) -> None:
         """Show the question at once and answer it; what cannot be asked yet waits in the queue."""
         self.look_around()
-        if self.session is None or not self._connection.ready or self.busy or self.elsewhere:
+        if self.session is None or not self._connection.takes_questions or self.busy or self.elsewhere:
             self.queue.append(text)
             self._view.show_queue()
             self._unsent.save(self.session)
@@ -202,7 +202,7 @@ class Talk:
             self._view.post_message(Ended(answering))
 
     def send_queued(self) -> None:
-        if self.queue and self._connection.ready and not self.busy and not self.elsewhere:
+        if self.queue and self._connection.takes_questions and not self.busy and not self.elsewhere:
             text = self.queue.popleft()
             self._view.show_queue()
             self.ask(text)

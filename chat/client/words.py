@@ -130,7 +130,8 @@ def broken(error: Exception, url: str, *, local: bool, answering: bool) -> Glmch
             hint=tr("the answer so far is kept; try again"),
             code="server.broke",
         )
-    return network_error(error, url, code="server.network")
+    hint = tr("is the server still running, and the connection to it up?")
+    return network_error(error, url, code="server.network", hint=hint)
 
 
 def _refused(error: Exception) -> bool:

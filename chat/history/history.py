@@ -91,6 +91,12 @@ class History:
             hint = tr("free some space, or make the folder writable")
             raise kind(one_line(self.problem or ""), hint=hint, code="history.unsaved")
 
+    def require_written(self) -> None:
+        """As `require_saved` of a history with a file; one in memory keeps what it is given, and says elsewhere that it
+        is one."""
+        if self.problem is not None and self.journal != "memory":
+            self.require_saved()
+
     @property
     def note(self) -> str | None:
         """One sentence to tell once ("the history was damaged …"); it may appear later too."""

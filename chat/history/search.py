@@ -23,6 +23,7 @@ _CJK = (
 )
 _SET_OFF = re.compile(f"([{_CJK}])")
 _TOKEN = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
+_INSIDE_WORD = re.compile(f"[^\\W{_CJK}]{{2}}")
 CONTEXT = 60  # characters around a hit in its snippet
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]  # what a statement with these values selects
 
@@ -113,6 +114,8 @@ def snippet(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, tuple[tup
     """The text around the first span on one line, and the spans that lie in it."""
     first = spans[0][0] if spans else 0
     start, end = max(0, first - CONTEXT // 2), min(len(text), first + CONTEXT * 2)
+    if start and _INSIDE_WORD.match(text, start - 1) and (blank := re.search(r"\s", text[start:first])):
+        start += blank.end()  # rather less of the text than the rest of a word
     before, after = ("…" if start else ""), ("…" if end < len(text) else "")
     # One character for one character, so that the spans stay right.
     body = "".join(" " if c in "\n\r\t\v\f\u2028\u2029" else c for c in text[start:end])

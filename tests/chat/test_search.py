@@ -54,6 +54,14 @@ def test_words_are_found_as_people_type_them(history: History, query: str, found
     assert history.count_hits(query) == len(hits)
 
 
+@pytest.mark.parametrize("lead", [*range(20, 50), 400])
+def test_a_snippet_begins_where_a_word_begins(lead: int) -> None:
+    text = ("a wonderful afternoon 花园里 " * 40)[:lead] + " needle and more"
+    around, spans = snippet(text, find_spans(text, "needle"))
+    assert [around[a:b] for a, b in spans] == ["needle"]
+    assert around.removeprefix("…").split()[0] in (*text[:lead].split(), "needle", "花园里", "园里", "里")
+
+
 def test_hits_carry_a_snippet_with_the_words_marked(history: History) -> None:
     text = "前言" * 50 + "这里说到量化，以及\n另一行的 Quantising 方法" + "后记" * 80
     add(history, text)

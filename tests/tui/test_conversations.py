@@ -6,6 +6,8 @@ Covers tui/widgets/sidebar.py, tui/composer.py, tui/talk.py.
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fakes import model_in
 from screen import TerminalSession
 
 from glmchat.chat.history.history import History
+from glmchat.core import locations
 
 TITLES = ("alpha question", "bravo question", "charlie question")
 
@@ -148,3 +151,63 @@ def test_below_a_title_stands_only_what_is_known(model: Path) -> None:
         terminal.until_seen(*TITLES)
         below = [terminal.lines[terminal.row_of(title) + 1][2:34].strip() for title in TITLES]
         assert all(re.fullmatch(r"\d\d:\d\d", words) for words in below), below
+
+
+def test_a_start_lists_what_the_list_of_all_has_left_of_it(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.until(lambda: in_order(terminal, "1  ", TITLES[0], "2  ", TITLES[1], "3  ", TITLES[2]))
+        terminal.press("ctrl+b")
+        terminal.until_seen("▸   alpha question")
+        terminal.press("d")
+        terminal.until_seen("u restores it")
+        terminal.press("r")
+        terminal.until_seen("new title")
+        terminal.type(" renamed")
+        terminal.press("enter", "esc")
+        terminal.until(lambda: "╭─ Conversations" not in terminal.text)
+        terminal.until(lambda: in_order(terminal, "1  ", "bravo question renamed", "2  ", TITLES[2]))
+        assert "alpha" not in terminal.text
+        terminal.press("enter")
+        terminal.until_seen("an answer to bravo")
+
+
+def test_a_search_stands_on_its_first_hit_whatever_row_was_chosen_before(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+b")
+        terminal.until_seen("▸   alpha question")
+        terminal.press("down", "down")
+        terminal.until_seen("▸   charlie question")
+        terminal.press("/")
+        terminal.type("answer")
+        terminal.until(lambda: "▸ model" in terminal.text and terminal.text.count(" model · ") == 3)
+        assert terminal.row_of("▸ model") == min(terminal.row_of(" model · "), terminal.row_of("▸ model"))
+        terminal.press("down")
+        terminal.until(lambda: terminal.row_of("▸ model") > terminal.row_of(" model · "))
+        chosen = terminal.lines[terminal.row_of("▸ model") + 1]
+        terminal.type(" to")  # the chosen hit is still one: it stays the chosen one
+        terminal.until_seen("answer to")
+        terminal.until_still()
+        assert terminal.lines[terminal.row_of("▸ model") + 1] == chosen
+
+
+@pytest.mark.parametrize(("key", "column"), [("d", "deletion"), ("p", "pinned"), ("r", "title")])
+def test_what_the_disk_did_not_take_is_said_and_not_called_done(model: Path, key: str, column: str) -> None:
+    with closing(sqlite3.connect(locations.history_file())) as file, file:
+        file.execute(
+            f"CREATE TRIGGER full BEFORE UPDATE OF {column} ON conversation BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+b")
+        terminal.until_seen("▸   alpha question")
+        terminal.press(key)
+        if key == "r":
+            terminal.until_seen("new title")
+            terminal.type(" renamed")
+            terminal.press("enter")
+        terminal.until_seen("the history cannot be", "no room")
+        terminal.until_still()
+        assert "u restores it" not in terminal.text and "★" not in terminal.text
+        assert "▸   alpha question" in terminal.text and "renamed" not in terminal.text

@@ -16,7 +16,7 @@ from screen import TerminalSession
 
 from glmchat.chat.history.history import History
 from glmchat.tui.theme import PALETTES
-from glmchat.tui.widgets.actions import hint_line
+from glmchat.tui.widgets.actions import hint_line, key_rows
 
 SIZES = ((40, 12), (80, 24), (120, 36), (200, 60))
 SLOW = {"pieces": [f"word{n} " for n in range(2000)], "seconds_per_token": 0.05}
@@ -190,6 +190,38 @@ def test_where_rows_are_few_keys_take_one(model: Path, lang: str, columns: int, 
         terminal.until(lambda: any(line.rstrip().endswith(" …") for line in terminal.lines))
         acts = next(n for n, line in enumerate(terminal.lines) if line.rstrip().endswith(" …"))
         assert acts == terminal.row_of("╭") - 1 and "one two" in terminal.text
+
+
+@pytest.mark.parametrize(
+    ("lang", "columns", "pairs"),
+    [
+        ("en", 60, ("r rename", "p pin", "o one-shots", "y copy", "e edit", "q quote")),
+        ("en", 80, ("r rename", "p pin", "o one-shots", "y copy", "e edit", "q quote")),
+        ("zh", 80, ("r 重命名", "p 置顶", "d 删除", "o 单次问答", "y 复制", "e 编辑", "q 引用")),
+    ],
+)
+def test_the_help_breaks_no_line_between_a_key_and_what_it_does(
+    model: Path, lang: str, columns: int, pairs: tuple[str, ...]
+) -> None:
+    with TerminalSession("--lang", lang, "run", model, columns=columns) as terminal:
+        terminal.until(lambda: "Ctrl+P" in hints(terminal))
+        terminal.press("f1")
+        terminal.until(lambda: all(any(pair in line for line in terminal.lines) for pair in pairs))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Enter uses only this · Space adds or removes it · o none · Esc closes",
+        "其中 Enter 打开，r 重命名，p 置顶，d 删除；o 单次问答、/ 搜索 · Esc 关闭",
+    ],
+)
+@pytest.mark.parametrize("width", [*range(24, 60), 200])
+def test_keys_and_their_words_stay_together_in_rows_that_fit(words: str, width: int) -> None:
+    found = key_rows(words, width, whole=width)
+    assert "".join(found).replace(" ", "") == words.replace(" ", "")
+    assert all(cell_len(row) <= width for row in found)
+    assert all(row[-1] in "·，；、" for row in found[:-1])  # each ends where a key and its word end
 
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)

@@ -156,11 +156,35 @@ def test_another_server_of_the_config_is_switched_to_and_one_that_goes_while_not
             with running(other):
                 terminal.until_seen("the server answers again")
                 terminal.say("/model box:raven")
-                terminal.until_seen("switching to raven")
-                terminal.say("charlie")
+                terminal.say("charlie")  # typed at once, and meant for the model that is being looked for
                 terminal.until_seen("raven heard: charlie")
+                terminal.until_still()
+                terminal.say("/model box:nobody")
+                terminal.until_seen("box has no model nobody", "it has: parrot, raven")
+                assert "raven" in terminal.lines[-1] and "Esc stop" not in terminal.text
+                terminal.say("/model box:poet")
+                terminal.until_seen("/adapter poet")
+                terminal.say("delta")
+                terminal.until_seen("raven heard: delta")
+            terminal.until_still()
             terminal.press("ctrl+home")
             terminal.until_seen("parrot heard: alpha")
+
+
+def test_a_server_of_the_config_that_is_away_leaves_the_model_that_answers(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        locations.config_file().parent.mkdir(parents=True, exist_ok=True)
+        locations.config_file().write_text(f'[servers.box]\nurl = "http://127.0.0.1:{taken.getsockname()[1]}"\n')
+        with TerminalSession("run", model_in(tmp_path / "model")) as terminal:
+            terminal.until_ready()
+            for words in ("/model box", "/model box:raven"):
+                terminal.say(words)
+                terminal.until_seen("nothing is listening at")
+                terminal.until(lambda: "Esc stop" not in terminal.text)
+                terminal.say(f"hello {words[-3:]}")
+                terminal.until(lambda words=words: "one two" in terminal.text.rpartition(words[-3:])[2])  # type: ignore[misc]
+                terminal.until_still()
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from glmchat.tui.messages import (
     Names,
     Opened,
     PartsCounted,
+    Reached,
     Ready,
     Replied,
     Resources,
@@ -273,7 +274,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def show_queue(self) -> None:
         self.show_hints()
-        self.composer.show_queue(self.palette, self.connection.ready, self.connection.link.has_target)
+        self.composer.show_queue(self.palette, self.connection.takes_questions, self.connection.link.has_target)
 
     def show_editing(self, is_editing: bool) -> None:
         self.composer.show_editing(is_editing)
@@ -285,7 +286,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             (breaks, tr("new line")),
             ("Esc", tr("stop an answer")),
             ("/", tr("commands")),
-            ("Ctrl+P", tr("all commands")),
+            ("Ctrl+P", tr("palette")),
             ("Ctrl+B", tr("conversations")),
             ("F4", tr("models")),
             ("Ctrl+Q", tr("quit")),
@@ -387,8 +388,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.talk.measured(news)
 
     def on_replied(self, news: Replied) -> None:
-        self.connection.replied(news)
-        self.show_hints()
+        try:
+            self.connection.replied(news)
+        finally:
+            self.call_later(self.talk.send_queued)  # behind the reply
 
     def on_parts_counted(self, news: PartsCounted) -> None:
         actions.show_context(self.face, news.parts)
@@ -398,6 +401,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.face.use_adapters_of_server(news)
         else:
             self.face.switch_on_server(news)
+
+    def on_reached(self, news: Reached) -> None:
+        self.face.switch_server(news)
 
     def on_weighed(self, news: Weighed) -> None:
         self.face.show_weight(news)
@@ -468,7 +474,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
     def action_escape(self) -> None:
         """Stop the answer, or the wait for a server; else leave, one after the other: editing, the current turn, the
         transcript's focus."""
-        if self.talk.stop() or self.connection.give_up():
+        if self.talk.stop() or self._give_up():
             self.show_hints()
             return
         if self.talk.editing is not None:
@@ -480,6 +486,13 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.prompt.focus()
         elif not self.composer.hide_suggestions() and not self.talk.stop_behind():
             self._empty_prompt()
+
+    def _give_up(self) -> bool:
+        """The wait for a server's word; what waited for it goes to the model that answers."""
+        if not self.connection.give_up():
+            return False
+        self.talk.send_queued()
+        return True
 
     def _empty_prompt(self) -> None:
         """The second Esc in a row empties the prompt; one alone could be meant for something that has just ended."""
@@ -500,7 +513,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.transcript.clear_selection()
         elif self.prompt.has_focus and self.prompt.selected_text:
             self.face.copy_text(self.prompt.selected_text)
-        elif self.talk.stop() or self.connection.give_up() or self.talk.stop_behind():
+        elif self.talk.stop() or self._give_up() or self.talk.stop_behind():
             self.show_hints()
         elif self.prompt.text:
             self.prompt.empty()
@@ -567,6 +580,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_sidebar_changed(self) -> None:
         self.talk.refresh()
+        self.transcript.change("welcome", text=self.welcome().text)
 
     def on_sidebar_closed(self) -> None:
         if not self.sidebar.display:  # it may have been opened again

@@ -23,7 +23,7 @@ from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.steady import SteadyScreen, error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.wrapping import rows
-from glmchat.tui.widgets.actions import KeyLine
+from glmchat.tui.widgets.actions import KeyLine, key_rows
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
@@ -86,8 +86,8 @@ def help_text(p: Palette, width: int) -> Text:
             text.append(shown + " " * max(0, column - cell_len(name)) * ("\n" not in shown), p.body)
             room = max(8, width - column)
             drawn = f"{what}  [{key}]" if key else what
-            for index, row in enumerate(rows(drawn, room)):
-                text.append(" " * column * bool(index) + drawn[row.start : row.end] + "\n", p.quiet)
+            for index, row in enumerate(key_rows(drawn, room)):
+                text.append(" " * column * bool(index) + row + "\n", p.quiet)
 
     table(tr("Keys"), [(key, tr(what), "") for key, what in _KEYS])
     for group in GROUPS:

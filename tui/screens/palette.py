@@ -54,7 +54,7 @@ class PaletteScreen(SteadyScreen, CommandPalette):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="--container") as frame:
-            frame.border_title, frame.border_subtitle = tr("Palette"), tr("Enter does it · Esc closes")
+            frame.border_title, frame.border_subtitle = tr("Palette"), tr("Enter chooses · Esc closes")
             with Horizontal(id="--input"):
                 hint = tr("commands, settings, themes, models, conversations …")
                 yield CommandInput(placeholder=hint, select_on_focus=False)

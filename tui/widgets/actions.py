@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ from textual.widgets import Static
 from glmchat.core.language import tr
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
+from glmchat.tui.transcript.wrapping import rows
 
 _CORNERS = 6  # cells of a border that its subtitle cannot have
-
+_SHORT = 20  # cells of "there Enter opens" and less: a key and what it does
+_SEPARATORS = re.compile(r"[,;，；、·]\s*")
 
 FEW_ROWS = 16  # below, keys take one row, as many as fit; the help has them all
 
@@ -31,6 +34,22 @@ def first_keys(words: str, width: int) -> str:
     while len(parts) > 1 and cell_len(" · ".join(parts)) + 4 > width:
         parts.pop()
     return " · ".join([*parts, "…"])
+
+
+def key_rows(words: str, width: int, whole: int = _SHORT) -> list[str]:
+    """Words wrapped so that no row ends between a key and what it does: what stands between two separators, with at
+    most `whole` cells, is not broken."""
+    cuts = [0, *(found.end() for found in _SEPARATORS.finditer(words)), len(words)]
+    found, start = [], 0
+    while start < len(words):
+        end = start + rows(words[start:], width)[0].end
+        begin = max(cut for cut in cuts if cut <= end)
+        part = words[begin : min(cut for cut in cuts if cut >= end)]
+        if start < begin < end < len(words) and cell_len(part.strip()) <= whole:
+            end = begin
+        found.append(words[start:end].rstrip())
+        start = end + len(words[end:]) - len(words[end:].lstrip())
+    return found
 
 
 class KeyLine(Static):
@@ -62,7 +81,8 @@ class KeyLine(Static):
             fits = not panel.outer_size.width or cell_len(words) <= width
             panel.border_subtitle = words if fits else ""
             self.display = not fits
-            self.update("" if fits else self._words)
+            room = panel.content_size.width or width
+            self.update("" if fits else "\n".join(key_rows(self._words, room, whole=room)))
 
 
 def hint_line(hints: Sequence[tuple[str, str]], width: int, palette: Palette) -> Text:

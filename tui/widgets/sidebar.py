@@ -17,6 +17,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import is_chinese, one_line, show_controls
 from glmchat.tui.steady import Steady
@@ -53,7 +54,7 @@ class Sidebar(Steady, Vertical):
             self.conversation, self.message, self.query = conversation, message, query
 
     class Changed(Message):
-        """The open conversation may have another title, or be gone."""
+        """A conversation, perhaps the open one, has another title or place, or is gone or back."""
 
     class Closed(Message):
         pass
@@ -65,6 +66,7 @@ class Sidebar(Steady, Vertical):
         self.open_id: int | None = None
         self.targets: list[tuple[int, int | None]] = []
         self.stands_by = False  # opened by itself, and not taken up yet
+        self._listed = ""  # the query whose hits the list holds
         self._deleted: list[int] = []
         self._renaming: int | None = None
         self._with_one_shots = False
@@ -140,6 +142,8 @@ class Sidebar(Steady, Vertical):
         before = self.targets[at] if at is not None and at < len(self.targets) else None
         listing.clear_options()
         query, brief = self.query_text, ""
+        if query != self._listed:
+            at, self._listed = None, query  # the row of another list says nothing of this one
         if query:
             from glmchat.chat.history.search import grouped  # not before the first frame
 
@@ -163,10 +167,10 @@ class Sidebar(Steady, Vertical):
                 above = day
             hint = tr("Enter opens · r rename · p pin · d delete · o one-shots · / search")
             brief = tr("r rename · p pin · d delete")
-            if self._deleted:
-                hint, brief = tr("deleted · u restores it"), ""
             ids = [c.id for c in rows]
             at = at if at is not None else (ids.index(self.open_id) if self.open_id in ids else 0)
+        if self._deleted:
+            hint, brief = tr("deleted · u restores it"), ""
         if before in self.targets:
             at = self.targets.index(before)  # pinned or renamed, it stands elsewhere now and stays the chosen one
         if self.targets:
@@ -234,10 +238,9 @@ class Sidebar(Steady, Vertical):
             history, renaming, title = self.history, self._renaming, event.value.strip()
             try:
                 if title:
-                    history.rename(history.load(renaming), title)
+                    self._change(lambda: history.rename(history.load(renaming), title))
             finally:
                 self._end_renaming()
-                self.post_message(self.Changed())
         elif self.targets:
             at = self.query_one(OptionList).highlighted
             conversation, message = self.targets[at or 0]
@@ -246,11 +249,13 @@ class Sidebar(Steady, Vertical):
     # Changes
 
     def action_rename(self) -> None:
-        chosen = self._chosen
-        if chosen is None or self.history is None or self.query_text:
-            return
-        history = self.history
-        self._change(lambda: self._begin_renaming(chosen, history.load(chosen).conversation.title))
+        if (chosen := self._chosen) is not None and self.history is not None and not self.query_text:
+            try:
+                title = self.history.load(chosen).conversation.title
+            except GlmchatError:
+                self.reload()  # another window has removed it
+                raise
+            self._begin_renaming(chosen, title)
 
     def _begin_renaming(self, conversation: int, title: str) -> None:
         self._renaming = conversation
@@ -297,23 +302,32 @@ class Sidebar(Steady, Vertical):
             history = self.history
 
             def delete() -> None:
-                self._deleted.append(history.delete_conversation(chosen))
+                deletion = history.delete_conversation(chosen)
+                history.require_written()
+                self._deleted.append(deletion)
 
             self._change(delete)
-            if chosen == self.open_id:
-                self.post_message(self.Changed())
 
     def action_undelete(self) -> None:
         if self._deleted and self.history is not None:
             history = self.history
-            self._change(lambda: history.restore(self._deleted.pop()))
+
+            def restore() -> None:
+                history.restore(self._deleted[-1])
+                history.require_written()
+                self._deleted.pop()
+
+            self._change(restore)
 
     def _change(self, act: Callable[[], None]) -> None:
-        """Do it. What another window removed meanwhile leaves the list."""
+        """Do it, and say where it did not reach the disk. What another window removed meanwhile leaves the list."""
         try:
             act()
+            if self.history is not None:
+                self.history.require_written()
         finally:
             self.reload()
+            self.post_message(self.Changed())
 
 
 def when(seconds: float, now: float) -> str:
