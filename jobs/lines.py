@@ -18,11 +18,15 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from glmchat.core.errors import GlmchatError, Interrupted, refusal
 from glmchat.core.job_control import wake_when_orphaned
 from glmchat.core.language import tr
+from glmchat.hub.file_request import Meter
+
+if TYPE_CHECKING:
+    from glmchat.engine.quantize.quantiser import QuantizeProgress
 
 Request = Mapping[str, Any]
 Tell = Callable[[Mapping[str, Any]], None]
@@ -53,6 +57,25 @@ def run(work: Callable[[Request, Tell], Mapping[str, Any]], stopped: Callable[[]
         return tell.error(refused)
     tell({"event": "result", **result})
     return 0
+
+
+class Percent:
+    """Tells how far a work on many bytes is: a line for programs at each percent, a bar for people.
+
+    what: what is done, in words. shown: what the whole is in the bar's unit: 100 percent, or bytes of the original.
+    """
+
+    def __init__(self, tell: Tell, what: str, shown: int = 100) -> None:
+        self._tell, self._meter, self._what, self._shown = tell, Meter(tell), what, shown
+        self._percent = -1
+
+    def __call__(self, progress: QuantizeProgress) -> None:
+        total = max(progress.total, 1)
+        self._meter(self._what, self._shown * progress.done // total, self._shown)
+        percent = 100 * progress.done // total
+        if percent != self._percent:
+            self._percent = percent
+            self._tell({"event": "progress", "done": progress.done, "total": progress.total})
 
 
 class _Lines:

@@ -32,7 +32,7 @@ from glmchat.hub.installed import Installed, copy_folder, copy_manifest
 from glmchat.hub.plan import PullOptions, PullPlan, plan_pull
 from glmchat.hub.references import parse
 from glmchat.jobs import staging
-from glmchat.jobs.lines import Request, Tell, run
+from glmchat.jobs.lines import Percent, Request, Tell, run
 
 if TYPE_CHECKING:  # torch is loaded when it is known that there is something to do
     from glmchat.engine.quantize.plan import QuantizePlan
@@ -212,7 +212,6 @@ def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, tell: Tell) -> N
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.quantiser import execute
     from glmchat.engine.quantize.streaming import Arriving
-    from glmchat.jobs.quantise import Quantising
 
     arrival, announced = _arrival(plan, folder, out, bits)
     store.require_space(arrival.disk_needed, out)
@@ -222,7 +221,7 @@ def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, tell: Tell) -> N
             staging.drop(folder, path)
     manifest = {**copy_manifest(staging.as_row(plan, folder), bits), "asked": plan.reference}
     fetching = ProgressEvents(tell, for_programs=False)
-    quantising = Quantising(tell, shown=sum(_weights(plan).values()))
+    quantising = Percent(tell, tr("quantising"), shown=sum(_weights(plan).values()))
 
     def bring(*paths: str) -> None:
         for got in staging.bring(plan, paths, folder, fetching, lambda: False):
@@ -266,13 +265,13 @@ def _beside_the_original(plan: PullPlan, out: Path, request: Request, tell: Tell
         tell({"event": "done", **got.to_json()})
     from glmchat.checkpoints.recipe import Recipe
     from glmchat.engine.quantize.plan import plan_quantise
-    from glmchat.jobs.quantise import write
+    from glmchat.engine.quantize.quantiser import execute
 
     row = staging.as_row(plan, installed.engine_path(plan.root, weights))
     quantised = plan_quantise(row.path, out, Recipe(bits))
     _say_readers(quantised, tell)
-    written = write(quantised, copy_manifest(row, bits), tell)
-    return {**_copy(plan, out).to_json(), **written}
+    made = execute(quantised, manifest=copy_manifest(row, bits), on_progress=Percent(tell, tr("quantising")))
+    return {**_copy(plan, out).to_json(), "path": str(made), "quant": quantised.label, "made": True}
 
 
 def _say_readers(plan: QuantizePlan, tell: Tell) -> None:

@@ -14,10 +14,9 @@ from glmchat.checkpoints.recipe import Recipe
 from glmchat.core import locations
 from glmchat.core.errors import Interrupted
 from glmchat.core.language import tr
-from glmchat.engine.quantize.plan import QuantizePlan, plan_quantise
-from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
-from glmchat.hub.file_request import Meter
-from glmchat.jobs.lines import Request, Tell, run
+from glmchat.engine.quantize.plan import plan_quantise
+from glmchat.engine.quantize.quantiser import execute
+from glmchat.jobs.lines import Percent, Request, Tell, run
 
 
 def work(request: Request, tell: Tell) -> dict[str, Any]:
@@ -26,35 +25,11 @@ def work(request: Request, tell: Tell) -> dict[str, Any]:
     tell({"event": "plan", **plan.to_json(), "words": plan.lines(request["stored"])})
     if request.get("dry_run"):
         return {"path": str(plan.out), "quant": plan.label, "made": False}
-    return write(plan, request["manifest"], tell)
-
-
-def write(plan: QuantizePlan, manifest: Request, tell: Tell) -> dict[str, Any]:
-    """Carry out a plan whose weights are all here."""
     if plan.out.parent == locations.models_dir():
         locations.private_dir(locations.data_dir())
         locations.private_dir(locations.models_dir())
-    folder = execute(plan, manifest=manifest, on_progress=Quantising(tell))
+    folder = execute(plan, manifest=request["manifest"], on_progress=Percent(tell, tr("quantising")))
     return {"path": str(folder), "quant": plan.label, "made": True}
-
-
-class Quantising:
-    """Tells how far the quantiser is: a line for programs at each percent, a bar for people.
-
-    shown: what the whole is in the bar's unit: 100 percent, or bytes of the original.
-    """
-
-    def __init__(self, tell: Tell, shown: int = 100) -> None:
-        self._tell, self._meter, self._shown = tell, Meter(tell), shown
-        self._percent = -1
-
-    def __call__(self, progress: QuantizeProgress) -> None:
-        total = max(progress.total, 1)
-        self._meter(tr("quantising"), self._shown * progress.done // total, self._shown)
-        percent = 100 * progress.done // total
-        if percent != self._percent:
-            self._percent = percent
-            self._tell({"event": "progress", "done": progress.done, "total": progress.total})
 
 
 def _stopped() -> Interrupted:

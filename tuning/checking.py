@@ -162,6 +162,28 @@ def none_left(share: str | None) -> Usage:
     )
 
 
+def check_questions(data: Sequence[str], form: str | None, columns: Mapping[str, str], system: str | None) -> None:
+    """Raises what a reading of rows to judge by would raise, as far as that takes no tokenizer."""
+    sources = find_sources(data, form=form_of(form, columns))
+    facts = Facts()
+    for source in sources:
+        facts.files.append(FileFacts(str(source.path), "", source.use))
+        if _used(source, source.opened(), system, facts):
+            return
+    first = next((line for file in facts.files for what in facts.refused.values() for line in what.first
+                  if line.startswith(f"{file.file}:")), None)  # fmt: skip
+    raise no_questions(first)
+
+
+def no_questions(first: str | None) -> Usage:
+    """For data of which no row can be used. first: what is wrong with the first one; None: there is none."""
+    return Usage(
+        tr("no row can be used: {first}", first=one_line(first or tr("it is empty"), 300)),
+        hint=tr("the rows hold questions and answers, pairs of answers, or texts; --columns names the fields"),
+        code="data.nothing",
+    )
+
+
 class _AnyFormat(PromptFormat):
     """Takes whatever some family takes: a row that is faulty with it is faulty with every model."""
 

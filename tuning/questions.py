@@ -12,10 +12,10 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from glmchat.core.errors import Usage
-from glmchat.core.language import tr
 from glmchat.core.messages import Message
-from glmchat.core.text import one_line, whole_text
+from glmchat.core.text import whole_text
 from glmchat.engine.prompts.base import PromptFormat
+from glmchat.tuning.checking import no_questions
 from glmchat.tuning.examples import Example
 from glmchat.tuning.formats import Form
 from glmchat.tuning.pairs import read_pair
@@ -106,11 +106,7 @@ def read_questions(
         before += size
     on_progress(before, before)
     if not found.rows:
-        raise Usage(
-            tr("no row can be used: {first}", first=one_line((found.first or [tr("it is empty")])[0], 300)),
-            hint=tr("the rows hold questions and answers, pairs of answers, or texts; --columns names the fields"),
-            code="data.nothing",
-        )
+        raise no_questions(next(iter(found.first), None))
     return found
 
 

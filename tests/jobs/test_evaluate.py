@@ -1,6 +1,6 @@
 """An evaluation computes what transformers computes, writes each answer once, and goes on after a kill as if none was.
 
-Covers jobs/answers.py.
+Covers jobs/answers.py, jobs/judging.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from glmchat.core.errors import Failed, Usage
 from glmchat.engine.engine import Engine
 from glmchat.jobs import answers, evaluate
 from glmchat.jobs.answers import Record, loss_of
+from glmchat.jobs.judging import judge
 from glmchat.tuning.metrics import Answer
 from glmchat.tuning.prompt_side import load_prompt_side
 from glmchat.tuning.questions import Reader, read_questions
@@ -178,8 +179,8 @@ def lines(record: Path) -> list[dict[str, Any]]:
     return [found for line in record.read_text().splitlines() if (found := whole_line(line))]
 
 
-def started(asked: dict[str, Any]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-m", "glmchat.jobs.evaluate"]
+def started(asked: dict[str, Any], *program: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", *(program or ("-m", "glmchat.jobs.evaluate"))]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None
     child.stdin.write(json.dumps(asked) + "\n")
@@ -242,6 +243,33 @@ def test_no_engine_starts_for_data_that_cannot_be_used(model: Path, tmp_path: Pa
     with pytest.raises(Usage, match=r"bad\.jsonl:1"):
         evaluate.work(request(bad, candidate(model)), told.append)
     assert not [event for event in told if "loading" in event.get("label", "")]
+
+
+def test_data_that_cannot_be_used_are_refused_by_a_program_that_has_no_torch(model: Path, tmp_path: Path) -> None:
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('glmchat.jobs.evaluate', run_name='__main__')"
+    )
+    good, bad, odd = (tmp_path / name for name in ("good.jsonl", "bad.jsonl", "odd.jsonl"))
+    good.write_text('{"prompt": "a", "response": "b"}\n')
+    bad.write_text('{"prompt": "a", "response": 5}\n')
+    odd.write_text('{"a": 1}\n')
+    for asked, code in (
+        (request(bad, candidate(model)), "data.nothing"),
+        (request(odd, candidate(model)), "data.format"),
+        (request(good, candidate(model), also=[str(bad)]), "data.nothing"),
+        (request(tmp_path / "none.jsonl", candidate(model)), "data.missing"),
+    ):
+        child = started(asked, "-c", program)
+        assert child.stdout is not None
+        *_, last = map(json.loads, child.stdout)
+        assert (last["event"], last["code"]) == ("error", code)
+        child.wait()
+    for asked in (request(bad, candidate(model)), request(odd, candidate(model))):  # as a reading says it
+        with pytest.raises(Usage) as early:
+            evaluate.work(asked, lambda event: None)
+        with pytest.raises(Usage) as late:
+            judge(asked, lambda event: None)
+        assert (early.value.message, early.value.hint) == (late.value.message, late.value.hint)
 
 
 def test_texts_are_judged_by_their_loss_alone(model: Path, tmp_path: Path) -> None:
