@@ -21,7 +21,7 @@ from typing import Any
 from glmchat.chat.engine_process import last_words
 from glmchat.chat.jobs import job_environment, run_job
 from glmchat.chat.recipe import MODELS
-from glmchat.core import cards, repetition
+from glmchat.core import repetition
 from glmchat.core.errors import Failed, GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.run_folder import Run, State, last_record, new_run
@@ -118,11 +118,9 @@ def prepare(name: str, recipe: Mapping[str, Any], processes: int) -> tuple[Run, 
     """The folder of a run that a launcher of several processes will start, and the command. Raises OSError."""
     run = new_run(name, recipe)
     run.note("prepared")
-    if recipe.get("device") != "cpu" and cards.look().visible:
-        launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    else:  # accelerate 1.15 starts one process on a CPU, whatever number it is told
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    # --multi_gpu also where it learns on a CPU: with --cpu accelerate 1.15 starts one process, whatever it is told.
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     return run, [sys.executable, "-P", "-m", *launcher, *PROGRAM, str(run.folder), "--go"]
 
 

@@ -247,7 +247,7 @@ def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
         "ids": list(probe.ids),
         "quant": settings["quant"],
         "dtype": settings["dtype"],
-        "device": settings["device"],
+        "device": "cpu" if settings.get("sharing") else settings["device"],  # one card may be too small for all of it
         "threads": settings["threads"],
     }
     told = _fresh(request)

@@ -1,7 +1,7 @@
 """Learns an adapter or a model: a program of its own session, so that no lost terminal and no killed view ends it.
 
     python -P -m glmchat.jobs.tune RUN [--go]
-    python -P -m torch.distributed.run --standalone --nproc_per_node N -m glmchat.jobs.tune RUN --go
+    accelerate launch … -m glmchat.jobs.tune RUN --go        (docs/tuning.md)
 
 RUN is a run's folder (core/run_folder.py), which says what is to be learned and takes all that comes of it. Without
 --go the plan is told and "go" awaited on stdin; at the end of stdin instead, nobody wants it, and the folder goes.

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmchat.core.errors import Failed, Usage
+from glmchat.core.errors import Failed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import flatten, layers_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.order import Step
+from glmchat.tuning.pieces import whole_of
 
 _HEARD = 8  # losses of steps, of which the median counts: some odd rows among them change nothing
 _FAR = 3.0  # nats above the lowest median; and twice as high
@@ -66,20 +67,10 @@ class Guard:
         self._lowest = min(self._lowest, median)
 
 
-def refuse_shards(kind: str) -> None:
-    """kind: accelerate's word for how processes share the work. Raises Usage where they cut the tensors into pieces."""
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise Usage(
-            tr("{kind} cuts the tensors that learn into pieces, and a run here is written from whole ones", kind=kind),
-            hint=tr("take plain processes (docs/tuning.md), or a packed base: --quant 4"),
-            code="tune.shards",
-        )
-
-
 def require_gradients(parameters: Mapping[str, nn.Parameter], may_rest: Callable[[str], bool]) -> None:
     """Raise Failed unless the first step reached every tensor that is to learn. may_rest: with a gradient of zeros."""
     for name, value in parameters.items():
-        if value.grad is None or not (may_rest(name) or bool(value.grad.any())):
+        if value.grad is None or not (may_rest(name) or bool(whole_of(value.grad).any())):
             raise Failed(
                 tr("{name} got no gradient in the first step, so it would never learn", name=one_line(name, 160)),
                 hint=tr("leave its layer out of the targets"),
@@ -161,5 +152,7 @@ def _first_layer(method: Method, dataset: Sequence[Example], step: Step) -> tupl
 
 def _last_gradient(parameters: Mapping[str, nn.Parameter]) -> str:
     """Gradients come from the last layer to the first: the last one that is not finite is where it began."""
-    wrong = [name for name, p in parameters.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    wrong = [
+        name for name, p in parameters.items() if p.grad is not None and not bool(whole_of(p.grad).isfinite().all())
+    ]
     return wrong[-1] if wrong else ""

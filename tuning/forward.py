@@ -270,10 +270,13 @@ def _checkpoint_layers(network: Any, by_layer: bool) -> None:
     network.activation_checkpointing_enable()
 
 
-def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint, LanguageModel, int]:
+def load_base(
+    folder: Path, settings: Settings, device: str, home: str | None = None
+) -> tuple[Checkpoint, LanguageModel, int]:
     """The checkpoint, its model with the weights in, and the number of threads that compute.
 
-    Packed weights stay packed. Raises what loading raises, and Usage for a model that cannot be tuned.
+    device: where it will learn. home: where its weights lie until then; None: there. Packed weights stay packed. Raises
+    what loading raises, and Usage for a model that cannot be tuned.
     """
     checkpoint = identify(folder)
     dtype = choose_dtype(settings.dtype, checkpoint, device)
@@ -281,7 +284,7 @@ def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint
         raise no_float16()
     if settings.is_whole:
         dtype = torch.float32
-    model = load_model(checkpoint, dtype=dtype, quant=settings.quant, plan=DevicePlan((device,)))
+    model = load_model(checkpoint, dtype=dtype, quant=settings.quant, plan=DevicePlan((home or device,)))
     if settings.dtype == "float32":
         multiply_exactly(model)
     refuse_untrainable(model)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmchat.tuning.pieces import own_of
 from glmchat.tuning.settings import Settings
 
 
@@ -43,23 +44,26 @@ class HalfAdamW(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._move(parameter, group, number)
 
-    def _move(self, parameter: nn.Parameter, group: dict[str, Any], number: int) -> None:
+    def _move(self, parameter: torch.Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         state["step"] += 1
-        done, (beta, slow), grad = int(state["step"]), group["betas"], parameter.grad
+        done, (beta, slow) = int(state["step"]), group["betas"]
+        grad = parameter.grad
         assert grad is not None
+        average, square = own_of(state["exp_avg"]), own_of(state["exp_avg_sq"])
+        parameter, grad = own_of(parameter), own_of(grad)
         noise = torch.Generator(parameter.device).manual_seed(done * 1_000_003 + number)
-        first = state["exp_avg"].float().lerp_(grad.float(), 1 - beta)
-        second = state["exp_avg_sq"].float().mul_(slow).addcmul_(grad, grad, value=1 - slow)
+        first = average.float().lerp_(grad.float(), 1 - beta)
+        second = square.float().mul_(slow).addcmul_(grad, grad, value=1 - slow)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         length = (second / (1 - slow**done)).sqrt_().add_(group["eps"])
         parameter.addcdiv_(first, length, value=-group["lr"] / (1 - beta**done))
-        state["exp_avg"].copy_(rounded(first, noise))
-        state["exp_avg_sq"].copy_(rounded(second, noise))
+        average.copy_(rounded(first, noise))
+        square.copy_(rounded(second, noise))
 
 
 def rounded(value: torch.Tensor, noise: torch.Generator) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,16 @@ class Question:
 
 
 class Sampler:
-    def __init__(self, checkpoint: Checkpoint, model: LanguageModel, questions: Sequence[Question], most: int) -> None:
-        """most: tokens of an answer."""
-        self._model, self._questions, self._most = model, questions, most
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: LanguageModel,
+        questions: Sequence[Question],
+        most: int,
+        agreed: Callable[[int], int] = int,
+    ) -> None:
+        """most: tokens of an answer. agreed: the token that all processes that answer together go on with."""
+        self._model, self._questions, self._most, self._agreed = model, questions, most, agreed
         side = load_prompt_side(checkpoint.path)
         self._tokenizer, self._stops = side.tokenizer, frozenset(side.prompt.stop_ids)
         side.close()
@@ -62,7 +69,7 @@ class Sampler:
         answer: list[int] = []
         following = torch.tensor(ids, device=device)
         while len(answer) < most:
-            token = int(self._model(following, cache, last_only=True)[-1].argmax())
+            token = self._agreed(int(self._model(following, cache, last_only=True)[-1].argmax()))
             if token in self._stops:
                 return answer, True
             answer.append(token)

@@ -25,6 +25,7 @@ from glmchat.core.fingerprints import sha256_of
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
+from glmchat.tuning.pieces import cut_as
 
 STATE, OPTIMISER, GENERATOR = "state.json", "optimiser.safetensors", "generator.safetensors"
 _NAME = re.compile(r"step-(\d{8})")
@@ -183,5 +184,5 @@ def restore_moments(
                     hint=tr("it belongs to a run with other settings"),
                     code="tune.checkpoint",
                 )
-        own = {k: v.to(parameter.device) if k != "step" else v.clone() for k, v in kinds.items() if v is not None}
+        own = {k: cut_as(parameter, v) if k != "step" else v.clone() for k, v in kinds.items() if v is not None}
         optimiser.state[parameter] = own

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import Flat, flatten, learned_of, load_base
 from glmchat.tuning.methods import method_of
 from glmchat.tuning.methods.base import Method
-from glmchat.tuning.optimiser import optimiser_of
 from glmchat.tuning.order import Step, fullness, rate_at, read_through, steps_of, worst_of
 from glmchat.tuning.samples import Question, Sampler
 from glmchat.tuning.settings import Settings
+from glmchat.tuning.sharing import sharing_of
 
 Tell = Callable[[dict[str, Any]], None]
 CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
@@ -110,27 +109,25 @@ class _Run:
         questions: Sequence[Question],
         within: tuple[float, Callable[[int], Settings]] | None = None,
     ) -> None:
-        from accelerate import Accelerator
-
         self.settings, self.folder, self.dataset, self.evaluation = settings, folder, dataset, evaluation
         self.within = within
-        self.accelerator = Accelerator(cpu=settings.device == "cpu")
-        faults.refuse_shards(str(self.accelerator.distributed_type.value))
-        self.device = str(self.accelerator.device) if settings.device != "cpu" else "cpu"
-        self.main = self.accelerator.is_main_process
+        self.sharing = sharing_of(settings)
+        self.device, self.main = self.sharing.device, self.sharing.main
         self.tell: Tell = tell if self.main else lambda event: None
         self.lengths, self.learned, self.fingerprint = read_through(dataset)
         self.steps = steps_of(self.lengths, settings)
-        self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device)
+        self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device, self.sharing.home)
+        self.sharing.refuse_model(self.model)
         self.method = method_of(self.checkpoint, self.model, settings)
         self._refuse_too_long()
-        self.parameters = self.method.parameters
         self._refuse_other_rows()
         self.weights = [1] * len(self.lengths) if self.method.learns_pairs else self.learned
         self.model.train()
         self.learner = Learner(self.method)
-        self.optimiser = optimiser_of(list(self.parameters.values()), settings)
-        self.sampler = Sampler(self.checkpoint, self.model, questions, settings.sample_tokens) if questions else None
+        self.sampler: Sampler | None = None
+        if questions and (self.main or self.sharing.in_step):
+            agreed = self.sharing.agreed
+            self.sampler = Sampler(self.checkpoint, self.model, questions, settings.sample_tokens, agreed)
         self.done, self.tokens, self.loss = 0, 0, math.nan
         self.evaluated: float | None = None
         self.guard = faults.Guard(far=self.method.far)
@@ -140,21 +137,19 @@ class _Run:
         started = time.perf_counter()
         prediction = self._predict()
         self._resume()
-        call: Any = self.learner
-        if self.accelerator.num_processes > 1:
-            call, self.optimiser = self.accelerator.prepare(self.learner, self.optimiser)
+        self.sharing.join()
         stopped, begun = False, time.perf_counter()
         for step in self.steps[self.done :]:
             if stopped := self._agreed(stop()):
                 break
-            self._step(call, step)
+            self._step(step)
             self._look(step)
         if stopped:
             self._save()
-        elif self.main:
-            self._finish()
+        change = self._finish(writes=not stopped)
         learned_in = time.perf_counter() - begun
-        self.accelerator.wait_for_everyone()
+        probe = None if stopped else self._probe()
+        self.sharing.accelerator.wait_for_everyone()
         learning, numbers = self.method.count()
         return Result(
             self.folder / ADAPTER,
@@ -163,7 +158,7 @@ class _Run:
             stopped,
             self.loss,
             self.evaluated,
-            self.method.change(),
+            change,
             learning,
             numbers,
             self.tokens,
@@ -173,7 +168,8 @@ class _Run:
                 "quant": self.settings.quant,
                 "device": self.device,
                 "threads": self.threads,
-                "processes": self.accelerator.num_processes,
+                "processes": self.sharing.processes,
+                "sharing": self.sharing.kind,
                 "computed": str(self.method.dtype).removeprefix("torch."),
                 "makes": self.method.makes,
                 "stored": str(self.method.stored).removeprefix("torch."),
@@ -182,15 +178,17 @@ class _Run:
                 "seconds": learned_in,
                 "data": self.fingerprint,
             },
-            self._probe() if self.main and not stopped else None,
+            probe if self.main else None,
         )
 
     @torch.no_grad()
-    def _probe(self) -> Probe:
+    def _probe(self) -> Probe | None:
         """Of the beginning of the first row."""
+        if not self.main and not self.sharing.in_step:
+            return None
         ids = self.dataset[0].ids[: min(_PROBED, self.dataset[0].lengths[0])]
         self.model.eval()
-        with self.method.in_force():
+        with self.sharing.reading(), self.method.in_force():
             return Probe(ids, self.model(torch.tensor(ids, device=self.device))[-1].float().cpu())
 
     # Before the first step
@@ -231,8 +229,11 @@ class _Run:
     def _predict(self) -> predict.Prediction:
         """Memory by arithmetic, then two passes over the pass that needs most: what fails for memory fails now."""
         worst = worst_of(self.steps, self.lengths)
-        update = timing.of_update(list(self.parameters.values()))  # first: torch imports much for its first update
+        # First: torch imports much for its first update.
+        update = timing.of_update(list(self.method.parameters.values()))
         growth = predict.measure(self.method, self._opening())
+        self.sharing.cut(self.learner, self.method, self.settings)
+        growth = replace(growth, learning=self.sharing.learning_bytes(growth.learning))
         lengths = [length for number in worst for length in self.dataset[number].lengths]
         settings = self.settings
         sides = 2 if self.method.learns_pairs else 1
@@ -266,7 +267,8 @@ class _Run:
                 "stored": str(self.method.stored).removeprefix("torch."),
                 "disk": self.method.disk(settings.keep),
                 "threads": self.threads,
-                "processes": self.accelerator.num_processes,
+                "processes": self.sharing.processes,
+                "sharing": self.sharing.kind,
                 "prediction": found.to_json(),
             }
         )
@@ -275,13 +277,13 @@ class _Run:
     def _costs(self, worst: Sequence[int]) -> timing.Costs:
         def run(numbers: Sequence[int]) -> None:
             self.learner(self._flat(numbers)).backward()
-            self.optimiser.zero_grad(set_to_none=True)
+            self.learner.zero_grad(set_to_none=True)
 
         self._seed(0)
         found = timing.of_passes(run, worst, timing.usual_pass(self.steps, self.lengths), self.lengths)
-        learning, mean = list(self.parameters.values()), sum(self.learned) // len(self.learned)
-        with self.method.in_force():
-            answers = self.sampler.seconds(mean) if self.sampler is not None and self.main else 0.0
+        learning, mean = list(self.method.parameters.values()), sum(self.learned) // len(self.learned)
+        with self.sharing.reading(), self.method.in_force():
+            answers = self.sampler.seconds(mean) if self.sampler is not None else 0.0
         return replace(
             found,
             evaluation=self._seconds_of_evaluation(),
@@ -300,14 +302,13 @@ class _Run:
         return seconds / len(usual.ids) * sum(len(example.ids) for example in rows)
 
     def _seconds(self, costs: timing.Costs) -> float:
-        return costs.seconds(self.steps, self.lengths, self.settings, self.accelerator.num_processes)
+        return costs.seconds(self.steps, self.lengths, self.settings, self.sharing.processes)
 
     def _fit(self, costs: timing.Costs, minutes: float, settings_of: Callable[[int], Settings]) -> None:
         """As many steps as the minutes have room for, by what was measured."""
         for _ in range(4):  # what is done between the steps grows with them by leaps
             steps = max(1, int(len(self.steps) * 60 * minutes / max(self._seconds(costs), 1e-9)))
-            if self.accelerator.num_processes > 1:  # each has measured for itself; the main one's holds
-                steps = int(self.accelerator.reduce(torch.tensor(steps * self.main, device=self.device)))
+            steps = int(self.sharing.summed(torch.tensor(steps * self.main)))  # each measured; the main one's holds
             self.settings = settings_of(steps)
             self.steps = steps_of(self.lengths, self.settings)
 
@@ -327,8 +328,9 @@ class _Run:
         return {
             "settings": json.loads(json.dumps(settings)),
             "data": self.fingerprint,
-            "learns": hashlib.sha256("\n".join(self.parameters).encode()).hexdigest(),
-            "processes": self.accelerator.num_processes,
+            "learns": hashlib.sha256("\n".join(self.method.parameters).encode()).hexdigest(),
+            "processes": self.sharing.processes,
+            **({"sharing": self.sharing.kind} if self.sharing.kind else {}),
         }
 
     def _resume(self) -> None:
@@ -337,14 +339,17 @@ class _Run:
             return
         record, own = saved.position.get("run"), self._record()
         if record != own:
-            differs = next((k for k in own if not isinstance(record, Mapping) or record.get(k) != own[k]), "settings")
+            differs = next(
+                (k for k in (*own, "sharing") if not isinstance(record, Mapping) or record.get(k) != own[k]), "settings"
+            )
             raise Usage(
                 tr("this folder holds a run with other {what}", what=differs),
                 hint=tr("resume it as it was begun, or begin a new run"),
                 code="tune.resume",
             )
-        self.method.read(saved.folder)
-        state.restore_moments(self.optimiser, self.parameters, saved.tensors(state.OPTIMISER))
+        with self.sharing.whole(changes=True):
+            self.method.read(saved.folder)
+        self.sharing.restore(saved.tensors(state.OPTIMISER))
         torch.set_rng_state(saved.tensors(state.GENERATOR)["generator"])
         self.done, self.tokens = saved.step, int(saved.position["tokens"])
         self.loss, self.evaluated = float(saved.position["loss"]), saved.position["evaluation"]
@@ -358,52 +363,44 @@ class _Run:
 
     def _seed(self, step: int) -> None:
         """Dropout of a step is a function of the seed and the step: neither samples nor evaluations move it."""
-        torch.manual_seed((self.settings.seed * 1_000_003 + step * 8191 + self.accelerator.process_index) % (1 << 63))
+        torch.manual_seed((self.settings.seed * 1_000_003 + step * 8191 + self.sharing.index) % (1 << 63))
 
-    def _step(self, call: Any, step: Step) -> None:
+    def _step(self, step: Step) -> None:
         begun = time.perf_counter()
-        accelerator = self.accelerator
+        sharing, own = self.sharing, self.sharing.passes_of(step)
         rate = rate_at(step.number, len(self.steps), self.settings)
-        for group in self.optimiser.param_groups:
+        for group in sharing.optimiser.param_groups:
             group["lr"] = rate
         weight = max(1, sum(self.weights[number] for number in step.documents))
-        own = step.passes[accelerator.process_index :: accelerator.num_processes]
         self._seed(step.number)
-        total = torch.zeros((), dtype=torch.float64)
-        self.method.measured.zero_()
-        for index, numbers in enumerate(own or step.passes[:1]):
-            last = index == len(own) - 1 or not own
-            with accelerator.no_sync(call) if not last and accelerator.num_processes > 1 else nullcontext():
-                loss = call(self._flat(numbers))
-                share = (accelerator.num_processes / weight) if own else 0.0
-                accelerator.backward(loss * share)
-            total += loss.detach().double().cpu() if own else 0.0
-        measured = self.method.measured * bool(own)
-        if accelerator.num_processes > 1:
-            sums = torch.cat([total[None], measured]).float().to(self.device)
-            total, measured = accelerator.reduce(sums).double().cpu().split([1, len(measured)])
+        total, measured = torch.zeros((), dtype=torch.float64), torch.zeros_like(self.method.measured)
+        for index, numbers in enumerate(own):
+            self.method.measured.zero_()
+            with sharing.between(last=index == len(own) - 1):
+                loss = sharing.call(self._flat(numbers or step.passes[-1]))
+                sharing.backward(loss * (sharing.processes / weight if numbers else 0.0))
+            if numbers:
+                total += loss.detach().double().cpu()
+                measured += self.method.measured
+        if sharing.processes > 1:
+            sums = torch.cat([total[None], measured]).float()
+            sums = sharing.summed(sums).double()
+            total, measured = sums[0], sums[1:]
         before, self.loss = self.loss, float(total) / weight
-        norm = self._norm()
+        norm = sharing.norm(self.settings.clip)
         # Types that do not go together give a loss of exactly 0; what is known by heart comes to it by degrees.
         is_zero = self.loss == 0 and not before < 1e-3 and not self.method.learns_pairs
         if not math.isfinite(self.loss) or not math.isfinite(norm) or is_zero:
-            raise faults.bad_step(self.method, self.dataset, step, self.loss, self.saved)
+            with sharing.reading():
+                raise faults.bad_step(self.method, self.dataset, step, self.loss, self.saved)
         self.guard.hear(step.number, self.loss, self.saved)
         if self.done == 0:
-            faults.require_gradients(self.parameters, self.method.may_rest)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+            sharing.check_gradients()
+        sharing.step()
         seconds = time.perf_counter() - begun
         tokens = sum(self.lengths[number] for number in step.documents)
         self.done, self.tokens = step.number, self.tokens + tokens
         self._told(step, rate, norm, tokens, seconds, self._means(measured, weight))
-
-    def _norm(self) -> float:
-        values = list(self.parameters.values())
-        if self.settings.clip:
-            return float(self.accelerator.clip_grad_norm_(values, self.settings.clip))
-        grads = [value.grad for value in values if value.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
     def _means(self, sums: torch.Tensor, weight: int) -> dict[str, float]:
         """What the method measures besides its loss, by its names."""
@@ -439,8 +436,8 @@ class _Run:
         if self.evaluation and (last or _due(step.number, settings.evaluate_every)):
             self.evaluated, measures = self._evaluate()
             self.tell({"kind": "evaluation", "step": step.number, "loss": self.evaluated, **measures})
-        if self.main and self.sampler is not None and (last or _due(step.number, settings.sample_every)):
-            with self.method.in_force():
+        if self.sampler is not None and (last or _due(step.number, settings.sample_every)):
+            with self.sharing.reading(), self.method.in_force():
                 for sample in self.sampler.answers():
                     self.tell({"kind": "sample", "step": step.number, **sample})
         if last or (_due(step.number, settings.save_every) and not self.guard.is_high):
@@ -462,15 +459,17 @@ class _Run:
 
     def _agreed(self, wanted: bool) -> bool:
         """Whether any process was asked to stop: all stop at one step, or none."""
-        if self.accelerator.num_processes == 1:
-            return wanted
-        return bool(self.accelerator.reduce(torch.tensor(float(wanted), device=self.device)) > 0)
+        return bool(self.sharing.summed(torch.tensor(float(wanted))) > 0)
 
     # What is written
 
     def _save(self) -> None:
-        if not self.main:
-            return
+        moments = self.sharing.moments()
+        with self.sharing.whole():
+            if self.main:
+                self._write(moments)
+
+    def _write(self, moments: Mapping[str, torch.Tensor]) -> None:
         position = {
             "run": self._record(),
             "tokens": self.tokens,
@@ -479,15 +478,22 @@ class _Run:
             "guard": self.guard.to_json(),
             "epoch": self.steps[self.done - 1].epoch if self.done else 0,
         }
-        moments = state.moments(getattr(self.optimiser, "optimizer", self.optimiser), self.parameters)
         places, generator = self.folder / CHECKPOINTS, torch.get_rng_state()
         state.save(places, self.done, position, moments, generator, self.method.save, self.settings.keep)
         self.saved = self.done
         self.tell({"kind": "checkpoint", "step": self.done})
 
-    def _finish(self) -> None:
-        """The adapter in its folder, whole or not there."""
-        wrong = [name for name, value in self.parameters.items() if not bool(value.isfinite().all())]
+    def _finish(self, *, writes: bool) -> float:
+        """How far the model was moved. writes: and the adapter in its folder, whole or not there."""
+        with self.sharing.whole(everything=writes and self.method.makes == "model"):
+            if not self.main:
+                return 0.0
+            if writes:
+                self._write_result()
+            return self.method.change()
+
+    def _write_result(self) -> None:
+        wrong = [name for name, value in self.method.parameters.items() if not bool(value.isfinite().all())]
         if wrong:
             raise Failed(
                 tr("{name} holds numbers that are not finite (NaN or infinity)", name=wrong[0]),

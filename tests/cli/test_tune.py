@@ -395,7 +395,7 @@ def test_a_run_of_several_processes_is_prepared_with_the_command_that_starts_it(
     assert done.returncode == 0 and "91 read" in done.stdout
     run = find_run("twin")
     command = shlex.split(done.stdout.splitlines()[-1])
-    assert command[command.index("--nproc_per_node") + 1] == "2"
+    assert command[command.index("--num_processes") + 1] == "2"
     assert str(run.folder) in command and command[-1] == "--go"
     assert run.state() == "prepared" and run.recipe()["name"] == "twin"
     assert "not started" in glmchat("tune", "--list").stdout

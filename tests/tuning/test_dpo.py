@@ -209,7 +209,7 @@ def test_a_run_that_breaks_stops_and_a_square_that_begins_high_is_no_break(tmp_p
 
     def spoil(step: int, loss: float, saved: int | None) -> None:
         with torch.no_grad():
-            for value in run.parameters.values():
+            for value in run.method.parameters.values():
                 value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(step)) * 3)
         hear(step, loss if step > 2 else math.log(2), saved)
 

@@ -143,7 +143,7 @@ def test_a_run_whose_loss_explodes_ends_with_the_step_and_keeps_the_checkpoint_f
     def spoil(step: int, loss: float, saved: int | None) -> None:
         if step == 85:
             with torch.no_grad():
-                for value in run.parameters.values():
+                for value in run.method.parameters.values():
                     value.mul_(-300.0)
         hear(step, loss, saved)
 
@@ -155,16 +155,3 @@ def test_a_run_whose_loss_explodes_ends_with_the_step_and_keeps_the_checkpoint_f
     assert 86 <= step <= 94 and not (tmp_path / "run" / "adapter").exists()
     saved = state.newest(tmp_path / "run" / "checkpoints")
     assert saved is not None and saved.step == 80
-
-
-def test_processes_that_cut_tensors_into_pieces_are_refused_and_others_are_not() -> None:
-    from accelerate.utils import DistributedType
-
-    refused = []
-    for kind in DistributedType:
-        try:
-            faults.refuse_shards(str(kind.value))
-        except Usage as error:
-            refused.append(kind)
-            assert "--quant 4" in str(error.hint)
-    assert set(refused) == {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
