@@ -106,8 +106,8 @@ def request_of(base: str, data: Sequence[str], name: str | None, method: str | N
 
 
 def _words_of(text: str) -> str:
-    """ "train:N", or the folder that the words are taken from: of a model by its name, or one that has just them."""
-    if re.fullmatch(r"train:\d{3,6}", text):
+    """ "train:N", "train-bpe:N", or the folder that the words are taken from: of a model, or one that has just them."""
+    if re.fullmatch(r"train(-bpe)?:\d{3,6}", text):
         return text
     folder = Path(user_path(text))
     if folder.is_dir():

@@ -44,7 +44,7 @@ from glmchat.engine.placement import (
 )
 from glmchat.engine.prompts.adapted import Adapters, Formats
 from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
-from glmchat.engine.quantize.linear import QuantLinear
+from glmchat.engine.quantize.linear import kernels_in
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed
 from glmchat.engine.text_stream import TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -589,7 +589,7 @@ def _room(spec: ModelSpec, asked: int | None) -> int:
 
 def _kernels(model: LanguageModel) -> str:
     """Compile the step of the model as it is now, and name what multiplies, for `facts`."""
-    names = dict.fromkeys(m.kernel.name for m in model.modules() if isinstance(m, QuantLinear))
+    names = kernels_in(model)
     if model.step() is not None:
-        names["step"] = None  # one token is one call (native/step.py)
+        names.append("step")  # one token is one call (native/step.py)
     return "+".join(names) or "dense"

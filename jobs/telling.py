@@ -112,7 +112,7 @@ class Plan:
                 raise NotWanted
         self._teller.learning = True
         self._teller.note("running")
-        computed = {name: plan[name] for name in ("threads", "dtype")}
+        computed = {name: plan[name] for name in ("threads", "dtype", "kernel")}
         self._teller({"kind": "start", "conditions": {**self._conditions, **computed}})
 
 

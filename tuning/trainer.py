@@ -16,6 +16,7 @@ from torch import nn
 
 from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
+from glmchat.engine.quantize.linear import kernels_in
 from glmchat.tuning import faults, predict, state, timing
 from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import Flat, flatten, learned_of, load_base
@@ -118,6 +119,7 @@ class _Run:
         self.steps = steps_of(self.lengths, settings)
         self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device, self.sharing.home)
         self.sharing.refuse_model(self.model)
+        self.kernel = "+".join(kernels_in(self.model)) or "dense"
         self.method = method_of(self.checkpoint, self.model, settings)
         self._refuse_too_long()
         self._refuse_other_rows()
@@ -168,6 +170,7 @@ class _Run:
                 "quant": self.settings.quant,
                 "device": self.device,
                 "threads": self.threads,
+                "kernel": self.kernel,
                 "processes": self.sharing.processes,
                 "sharing": self.sharing.kind,
                 "computed": str(self.method.dtype).removeprefix("torch."),

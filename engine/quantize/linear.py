@@ -18,6 +18,11 @@ def _way(kernel: Kernel) -> tuple[type[Kernel], bool, bool]:
     return type(kernel), kernel.exact, kernel.coarse
 
 
+def kernels_in(model: nn.Module) -> list[str]:
+    """What multiplies the packed weights of a model, each by its name once; [] where none are packed."""
+    return list(dict.fromkeys(each.kernel.name for each in model.modules() if isinstance(each, QuantLinear)))
+
+
 class QuantLinear(nn.Module):
     """`nn.Linear` over packed weights; the device's best kernel multiplies them (see kernels.py).
 

@@ -440,6 +440,21 @@ def test_a_run_that_is_repeated_is_identical_or_says_where_and_why_it_parts(base
     assert repeated(first)[1]["again"]["identical"]
 
 
+def test_a_packed_base_that_another_kernel_multiplies_is_named_where_a_repetition_parts(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begun(recipe(base, tmp_path, quant=8, epochs=3))
+    assert ended(first)["state"] == "done"
+    monkeypatch.setenv("GLMCHAT_KERNEL", "torch")
+    found = repeated(first)[1]["again"]
+    (said,) = (line for line in found["why"] if line.startswith("kernel: "))
+    before, after = said.removeprefix("kernel: ").split(" → ")
+    assert before.startswith("native-") and after in ("aten", "torch") and found["why"] == [said]
+    monkeypatch.delenv("GLMCHAT_KERNEL")
+    same = repeated(first)[1]["again"]
+    assert same["identical"] and same["why"] == []
+
+
 def test_a_repetition_goes_on_when_the_original_is_gone(base: Path, tmp_path: Path) -> None:
     first = begun(recipe(base, tmp_path, epochs=300, save_every=2))
     wait_until(lambda: tuning.last_checkpoint(first))

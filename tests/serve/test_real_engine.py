@@ -14,7 +14,8 @@ from tiny_checkpoints import llamas
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from glmchat.engine import Engine
+from glmchat.engine import Engine, Sampling
+from glmchat.jobs.replay import replay
 
 
 @pytest.fixture
@@ -161,6 +162,39 @@ def test_an_echo_with_log_probabilities_tells_those_of_the_prompts_as_openais_le
                     assert max(likeliest.values()) == pytest.approx(float(row.max()), abs=1e-4)
         many = running.client.post("/v1/completions", json={**fields, "prompt": [[5] * 250] * 250, "logprobs": 20})
         assert many.status_code == 400 and many.json()["error"]["param"] == "prompt"
+    finally:
+        engine.close()
+
+
+def test_an_answer_with_echo_and_log_probabilities_is_said_again_by_a_fresh_engine_from_what_it_told(
+    serve: Any, llama: Path
+) -> None:
+    """Prompts that share a beginning, several answers each: some are read whole, some are copied from one another."""
+    drawn = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 12}
+    engine = Engine.load(llama, threads=1, dtype="float32")
+    running = serve(engine)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    texts = ["so it goes", "so it goes, so it went, and so it will go " * 3]
+    told = []
+    try:
+        for echo, logprobs in ((True, 2), (True, None), (False, 3), (False, None)):
+            for text in texts:
+                asked = {"prompt": text, "echo": echo, "logprobs": logprobs, "n": 2, "seed": 7, **drawn}
+                reply = running.client.post("/v1/completions", json={**asked, "return_token_ids": True})
+                assert reply.status_code == 200, reply.text
+                told += [(text, choice) for choice in reply.json()["choices"]]
+    finally:
+        engine.close()
+    engine = Engine.load(llama, threads=1, dtype="float32")
+    try:
+        for text, choice in told:
+            prompt, facts = tokenizer(text)["input_ids"], choice["glmchat"]
+            assert facts["passes"][-1][1] == len(prompt) and len(choice["token_ids"]) > 0
+            parting = replay(engine, prompt, facts["passes"], choice["token_ids"], Sampling(**drawn), facts["seed"])
+            assert parting is None, (choice, parting)
+        # What is told beside an answer changes none of it.
+        first = [choice["token_ids"] for text, choice in told if text == texts[0]]
+        assert first[0::2] == [first[0]] * 4 and first[0] != first[1]
     finally:
         engine.close()
 

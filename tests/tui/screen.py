@@ -102,7 +102,8 @@ class TerminalSession:
 
     def say(self, text: str) -> None:
         self.type(text)
-        self.until(lambda: text[-5:] in self.text)  # a long line wraps
+        end = "".join(text[-5:].split())
+        self.until(lambda: end in "".join(self.text.replace("│", "").split()))  # a long line wraps, wherever it is
         self.press("enter")
 
     # What a person sees.

@@ -2,7 +2,7 @@
 
 The answers come from a real model of random weights; the engine of the window is the fake one.
 
-Covers tui/list_screen.py.
+Covers tui/list_screen.py, tui/following.py.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,8 +13,6 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Static
 from textual.widgets.option_list import Option
 
@@ -23,8 +22,9 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.eval_folder import Evaluation, evaluations
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, show_controls
+from glmchat.tui.following import FollowingScreen
 from glmchat.tui.list_screen import FoldersScreen
-from glmchat.tui.steady import SteadyScreen, error_text
+from glmchat.tui.steady import error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.actions import FEW_ROWS, first_keys
 from glmchat.tui.widgets.rows import Rows
@@ -36,11 +36,8 @@ _SHOWN = 300  # characters of a question or an answer below the table; opened it
 _MOST_ROWS = 500  # that are listed at each end
 
 
-class EvaluationScreen(SteadyScreen, Screen[None]):
-    """One evaluation: a question before it begins, then the table, the list of rows, and one row whole.
-
-    A worker thread reads along; only `_Heard` comes back from it. Leaving never stops it.
-    """
+class EvaluationScreen(FollowingScreen[None]):
+    """One evaluation: a question before it begins, then the table, the list of rows, and one row whole."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "leave", show=False, priority=True),
@@ -50,11 +47,6 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
         Binding("left", "step(-1)", show=False),
         Binding("right", "step(1)", show=False),
     ]
-
-    class _Heard(Message):
-        def __init__(self, watch: Watch | None, look: Look | None) -> None:
-            super().__init__()
-            self.watch, self.look = watch, look
 
     def __init__(self, shown: Evaluation | Asked, begin: Callable[[Asked], None]) -> None:
         """shown: one on the disk, or one that this window asks for. begin: has one start its work."""
@@ -68,8 +60,6 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
         self._look: Look | None = None
         self._at = 0  # the row that is open, as they are listed
         self._listed: list[Mapping[str, Any]] = []
-        self._left = False
-        self._news: Text | None = None
 
     def compose(self) -> ComposeResult:
         yield Static("", id="run")
@@ -78,26 +68,15 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
         yield Rows(id="answers")
         yield Static("", id="keys")
 
-    def on_mount(self) -> None:
-        if self._view != "question":
-            self._follow()
-        self._show()
-        if (hear := getattr(self.app, "hear_typed_ahead", None)) is not None:
-            self.app.call_later(hear)
-
-    def on_unmount(self) -> None:
-        self._left = True
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._show)
-
-    def _follow(self) -> None:
+    def follow(self) -> None:
+        if self._view == "question":
+            return
         asked, evaluation = self.asked, self._evaluation
 
         def read() -> None:
             watch: Watch | None = None
             last: tuple[Any, ...] = ()
-            while not self._left:
+            while not self.left:
                 found = evaluation or (asked.evaluation if asked is not None else None)
                 is_over = asked is None or asked.is_over  # asked first: what it wrote before is read below
                 if watch is None and found is not None:
@@ -105,20 +84,19 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
                 look = watch.look() if watch is not None else None
                 now = (look, asked and asked.stage, is_over)
                 if now != last:
-                    self.post_message(self._Heard(watch, look))
+                    self.told(partial(self._hear, watch, look))
                 last = now
                 if is_over and (look is None or look.state != "running"):
                     return
                 time.sleep(_POLL_SECONDS)
 
-        self.run_worker(read, thread=True, group="evaluation")
+        self.read_along(read)
 
-    def on_evaluation_screen__heard(self, news: _Heard) -> None:
-        if news.watch is not None:
-            self._watch, self._look = news.watch, news.look
+    def _hear(self, watch: Watch | None, look: Look | None) -> None:
+        if watch is not None:
+            self._watch, self._look = watch, look
         if not self._is_running:
             self._asks = False
-        self._show()
 
     @property
     def _problem(self) -> GlmchatError | None:
@@ -147,7 +125,7 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
         else:
             self.dismiss(None)
             return
-        self._show()
+        self.draw()
 
     def action_stop(self) -> None:
         """Asked first, of one that was begun here; what is answered is kept."""
@@ -157,7 +135,7 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
         if self._asks:
             self.asked.stop()
         self._asks = not self._asks
-        self._show()
+        self.draw()
 
     def action_agree(self) -> None:
         if self._asks:
@@ -167,18 +145,18 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
             assert self.asked is not None
             self._view = "table"
             self._begin(self.asked)
-            self._follow()
+            self.follow()
         elif self._view == "rows":
             self._open_row()
         elif self._view == "table" and self._watch is not None and self._watch.rows:
             self._view = "rows"
             self._list()
-        self._show()
+        self.draw()
 
     def on_option_list_option_selected(self) -> None:
         """By the mouse."""
         self._open_row()
-        self._show()
+        self.draw()
 
     def _open_row(self) -> None:
         if (at := self.query_one(Rows).highlighted) is not None and at < len(self._listed):
@@ -191,21 +169,17 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
             self._at += by
             self.query_one(Rows).highlighted = self._at
             self.query_one("#page").scroll_home(animate=False)
-            self._show()
+            self.draw()
 
     def action_resume(self) -> None:
         """Go on with one that was interrupted, or whose engine failed."""
         look, watch = self._look, self._watch
         if watch is None or look is None or self._is_running or look.state in ("running", "done"):
             return
-        self.asked, self._evaluation, self._news, self._view = Asked(watch.evaluation.request()), None, None, "table"
+        self.asked, self._evaluation, self.news, self._view = Asked(watch.evaluation.request()), None, None, "table"
         self._begin(self.asked)
-        self._follow()
-        self._show()
-
-    def show_error(self, error: GlmchatError) -> None:
-        self._news = error_text(error, self.palette)
-        self._show()
+        self.follow()
+        self.draw()
 
     # Drawing
 
@@ -223,7 +197,7 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
             options.add_option(Option(line.append(one_line(str(row.get("asked") or row.get("place")), 200), p.body)))
         options.highlighted = min(self._at, len(self._listed) - 1)
 
-    def _show(self) -> None:
+    def draw(self) -> None:
         if not self.is_mounted:
             return
         p, rows, page = self.palette, self.query_one(Rows), self.query_one("#page")
@@ -235,7 +209,7 @@ class EvaluationScreen(SteadyScreen, Screen[None]):
         if not is_list:
             self.query_one("#words", Static).update(self._row_text() if self._view == "row" else self._page())
         keys = first_keys(self._keys(), self.size.width - 4) if is_low else self._keys()
-        news = [self._news] if self._news is not None else []
+        news = [self.news] if self.news is not None else []
         self.query_one("#keys", Static).update(Text("\n").join([*news, Text(keys, p.quiet)]))
 
     def _heading(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -11,8 +12,6 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.message import Message
-from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -22,8 +21,9 @@ from glmchat.core.language import tr
 from glmchat.core.run_folder import Run, runs
 from glmchat.core.run_log import Points, Progress, draw
 from glmchat.core.text import one_line, short_name
+from glmchat.tui.following import FollowingScreen
 from glmchat.tui.list_screen import FoldersScreen
-from glmchat.tui.steady import Steady, SteadyScreen, error_text
+from glmchat.tui.steady import Steady, error_text
 from glmchat.tui.theme import PALETTES, Palette
 from glmchat.tui.widgets.actions import FEW_ROWS, first_keys
 from glmchat.tui.widgets.sidebar import when
@@ -92,11 +92,8 @@ def _in_lines(parts: Sequence[Text], cells: int) -> Text:
     return Text("\n").join(lines)
 
 
-class RunScreen(SteadyScreen, Screen[str | None]):
-    """One run. Returns the adapter that it became where a person wants to use it; else None.
-
-    The log is read in a worker thread; only `_Heard` comes back from it. Leaving never stops a run.
-    """
+class RunScreen(FollowingScreen[str | None]):
+    """One run. Returns the adapter that it became where a person wants to use it; else None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,t,q", "leave", show=False, priority=True),
@@ -105,11 +102,6 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         Binding("r", "resume", show=False, priority=True),
         Binding("p", "page", show=False, priority=True),
     ]
-
-    class _Heard(Message):
-        def __init__(self, records: list[dict[str, Any]]) -> None:
-            super().__init__()
-            self.records = records
 
     def __init__(self, run: Run, begun: tuning.Begun | None = None) -> None:
         """begun: it is still a plan, which Enter agrees to and Esc takes back."""
@@ -121,8 +113,6 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         self._asks = False  # whether it is to be stopped
         self._stops = 0  # how often that was said
         self._shows_page = begun is not None
-        self._left = False
-        self._news: Text | None = None
 
     def compose(self) -> ComposeResult:
         yield Static("", id="run")
@@ -135,56 +125,43 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         yield Static("", id="said")
         yield Static("", id="keys")
 
-    def on_mount(self) -> None:
-        self._follow()
-        self._show()
-        if (hear := getattr(self.app, "hear_typed_ahead", None)) is not None:
-            self.app.call_later(hear)
-
-    def on_unmount(self) -> None:
-        self._left = True
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._show)
-
-    def _follow(self) -> None:
+    def follow(self) -> None:
         run, begun = self.run_shown, self._begun
 
         def hear(record: tuning.Record) -> None:
-            self.post_message(self._Heard([dict(record)]))
+            self.told(partial(self._hear, [dict(record)]))
 
         def read() -> None:
             try:
                 if begun is not None:
-                    begun.page(lambda: self._left, hear)
+                    begun.page(lambda: self.left, hear)
             except GlmchatError as error:
                 end = {"kind": "end", "state": "failed", **error.to_json()}
-                self.post_message(self._Heard([end]))
+                self.told(partial(self._hear, [end]))
                 return
-            for records in tuning.follow(run, leave=lambda: self._left):
+            for records in tuning.follow(run, leave=lambda: self.left):
                 if records:
-                    self.post_message(self._Heard(records))
+                    self.told(partial(self._hear, records))
 
-        self.run_worker(read, thread=True, group="run")
+        self.read_along(read)
 
-    def on_run_screen__heard(self, news: _Heard) -> None:
-        self.progress.add(news.records)
+    def _hear(self, records: list[dict[str, Any]]) -> None:
+        self.progress.add(records)
         if self.progress.end is not None:
             self._asks = False
-        self._show()
 
     # Keys
 
     def action_leave(self) -> None:
         """Esc takes the question back, or the page away; else the run is left to itself."""
         if self._begun is not None:
-            self._left = True
+            self.left = True
             if self.progress.page and self.progress.end is None:
                 self.run_worker(self._begun.give_up, thread=True, group="stop", exit_on_error=False)
             self._leave(None)
         elif self._asks or self._shows_page:
             self._asks = self._shows_page = False
-            self._show()
+            self.draw()
         else:
             self._leave(None)
 
@@ -207,13 +184,13 @@ class RunScreen(SteadyScreen, Screen[str | None]):
             tuning.stop(self.run_shown)
         else:
             self._asks = True
-        self._show()
+        self.draw()
 
     def action_agree(self) -> None:
         if self._begun is not None and self.progress.page and self.progress.end is None:
             self._begun.go()
             self._begun, self._shows_page = None, False
-            self._show()
+            self.draw()
         elif self._asks:
             self.action_stop()
         elif self.progress.end is not None:
@@ -222,23 +199,19 @@ class RunScreen(SteadyScreen, Screen[str | None]):
     def action_resume(self) -> None:
         if self._begun is None and self.progress.end is not None and self.progress.end.get("state") != "done":
             tuning.resume(self.run_shown)
-            self.progress.end, self._stops, self._news = None, 0, None
+            self.progress.end, self._stops, self.news = None, 0, None
             self.progress = Progress()
-            self._follow()
-            self._show()
+            self.follow()
+            self.draw()
 
     def action_page(self) -> None:
         """The plan that was shown before it began."""
         self._shows_page = self._begun is not None or not self._shows_page
-        self._show()
-
-    def show_error(self, error: GlmchatError) -> None:
-        self._news = error_text(error, self.palette)
-        self._show()
+        self.draw()
 
     # Drawing
 
-    def _show(self) -> None:
+    def draw(self) -> None:
         if not self.is_mounted:
             return
         p, end, is_low = self.palette, self.progress.end, self.size.height < FEW_ROWS
@@ -257,7 +230,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         shown.update(_in_lines(figures, self.size.width - 4))
         keys = self._keys()
         line = first_keys(keys, self.size.width - 4) if is_low else keys
-        news = self._news if self._news is not None else self._end_line(end)
+        news = self.news if self.news is not None else self._end_line(end)
         self.query_one("#keys", Static).update(Text("\n").join([*([news] if news else []), Text(line, p.quiet)]))
 
     def _show_page(self, is_low: bool) -> None:
