@@ -144,11 +144,13 @@ class Recipe:
             if share is None and re.fullmatch(r"[\d.]+", self.eval) and not is_there(self.eval):
                 raise wrong_value("--eval", self.eval, tr("a file, or a share of the rows: 5%"))
             recipe["eval"] = parse_data(self.eval) if share is None else self.eval.strip()
-        if self.config is not None:
-            recipe["config"] = parse_data(self.config)
+        if self.config is not None and is_there(self.config):
+            recipe["config"] = str(user_path(self.config))
         elif method == "scratch":
             raise Usage(
-                tr("--method scratch needs --config"),
+                tr("--method scratch needs --config")
+                if self.config is None
+                else tr("{path} is not here", path=one_line(self.config, 200) or "''"),
                 hint=tr("a config.json of GPT-2: n_layer, n_head, n_embd, n_positions"),
                 code="tune.config",
             )

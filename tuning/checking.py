@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints import gpt2
 from glmchat.checkpoints.adapter_fit import CHATGLM
 from glmchat.checkpoints.device_plan import plan_device
 from glmchat.checkpoints.families import is_native
 from glmchat.checkpoints.fit import config_at, has_chat, spec_at
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.cards import installed_torch, look
-from glmchat.core.errors import Usage
+from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
@@ -58,9 +59,8 @@ def check_run(recipe: Mapping[str, Any]) -> None:
     """
     options, method = DataOptions.of(recipe), str(recipe.get("method") or "lora")
     if "words" in recipe:
-        read_gpt2(Path(recipe["config"]))
-        words = Path(recipe["words"])
-        base = Base("gpt2", None, words.is_dir() and has_chat(words))
+        config, words = read_gpt2(Path(recipe["config"])), Path(recipe["words"])
+        base = Base("gpt2", gpt2.parse(config), words.is_dir() and has_chat(words))
     else:
         base = Base.at(Path(recipe["folder"]))
     refuse_family(base.family, method, is_native=base.is_native)
@@ -73,8 +73,12 @@ def check_run(recipe: Mapping[str, Any]) -> None:
 
 
 def read_gpt2(path: Path) -> dict[str, Any]:
-    """The configuration of a model from scratch. Raises Usage for one of another network, Damaged for no JSON."""
-    given = read_json(path)
+    """The configuration of a model from scratch. Raises Usage for one of another network, or of none."""
+    try:
+        given = read_json(path)
+        gpt2.parse(given)
+    except GlmchatError as error:
+        raise no_gpt2(error.message) from None
     if given.get("model_type", "gpt2") != "gpt2":
         raise Usage(
             tr("{path} is of a {kind}, and only a GPT-2 is made from scratch", path=one_line(str(path), 200),
@@ -83,6 +87,15 @@ def read_gpt2(path: Path) -> dict[str, Any]:
             code="tune.config",
         )  # fmt: skip
     return given
+
+
+def no_gpt2(why: str) -> Usage:
+    """For a configuration that no network can be made of."""
+    return Usage(
+        tr("the configuration makes no GPT-2: {error}", error=one_line(why, 240)),
+        hint=tr("a config.json of GPT-2: n_layer, n_head, n_embd, n_positions; n_embd is divided among n_head heads"),
+        code="tune.config",
+    )
 
 
 def refuse_family(family: str, method: str, *, is_native: bool) -> None:

@@ -26,7 +26,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import SPACE
 from glmchat.engine.tokenizers.hf import load_byte_pairs, load_tokenizer_json
-from glmchat.tuning.checking import read_gpt2
+from glmchat.tuning.checking import no_gpt2, read_gpt2
 from glmchat.tuning.sources import find_sources
 from glmchat.tuning.state import replace_folder
 
@@ -75,11 +75,7 @@ def _write(words: str, given: dict[str, Any], data: Sequence[str], seed: int, fo
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(shape)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise Usage(
-            tr("the configuration makes no GPT-2: {error}", error=one_line(str(error), 160)),
-            hint=tr("n_embd is divided among n_head heads"),
-            code="tune.config",
-        ) from None
+        raise no_gpt2(str(error)) from None
     model.save_pretrained(folder)
 
 

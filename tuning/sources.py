@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from glmchat.core.errors import Hostile, Usage
+from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -167,7 +167,11 @@ def _entry(table: Path, name: str) -> Source:
             hint=tr("the form is path/dataset_info.json#name"),
             code="data.missing",
         )
-    entries = read_json(table)
+    try:
+        entries = read_json(table)
+    except Damaged as error:
+        hint = tr("a dataset_info.json is an object: name of a data set -> its file and columns")
+        raise Damaged(error.message, hint=hint, code="data.table") from None
     entry: Any = entries.get(name)
     if not isinstance(entry, dict):
         raise Usage(

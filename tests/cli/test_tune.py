@@ -162,6 +162,7 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
         (["{model}", "{rows}", "--method", "dpo", "--over-length", "split"], "'split'", "usage.value"),
         (["{model}", "{rows}", "--like", "chatglm"], "--like", "usage.value"),
         (["{model}", "{rows}", "--like", "cpm"], "--method scratch needs --config", "tune.config"),
+        (["train:300", "{rows}", "--method", "scratch", "--config", "no.json"], "no.json is not here", "tune.config"),
         (["{model}", ""], "'' is not here", "tune.no_data"),
         (["{model}", "{rows}", "--targets", ""], "--targets cannot be ''", "usage.value"),
         (

@@ -64,6 +64,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (QA, {"mix": ["{rows}:0%"]}, "data.mix"),
         (QA, {"data": ["{rows}.json#x"]}, "data.missing"),
         (QA, {"data": ["/nowhere.jsonl"]}, "data.missing"),
+        (QA, {"data": ["{broken}#x"]}, "data.table"),
         (QA, {"method": "prefix", "prefix_length": 8192}, "data.prefix"),
         ("\ufeff".encode("utf-16-le").decode("latin-1") + QA, {}, "data.nothing"),
     ],
@@ -74,7 +75,12 @@ def test_a_quick_look_refuses_what_a_reading_refuses(
     path = tmp_path / "rows"
     path.write_bytes(rows.encode("latin-1"))
     (tmp_path / "rows.eval").write_text('{"question": "a", "answer": ""}\n')
-    given = json.loads(json.dumps({"data": ["{rows}"], "folder": str(base), **asked}).replace("{rows}", str(path)))
+    given = json.loads(
+        json.dumps({"data": ["{rows}"], "folder": str(base), **asked})
+        .replace("{rows}", str(path))
+        .replace("{broken}", str(tmp_path / "dataset_info.json"))
+    )
+    (tmp_path / "dataset_info.json").write_text("{")
     side = load_prompt_side(base)
     try:
         early = refusal(lambda: check_run(given))
@@ -161,9 +167,16 @@ def test_a_model_from_scratch_is_refused_by_its_configuration_and_its_rows(tmp_p
     given = {"data": [str(rows)], "words": "train:300", "config": str(config), "method": "scratch"}
     with pytest.raises(GlmchatError, match="only a GPT-2 is made from scratch"):
         check_run(given)
-    config.write_text('{"model_type": "gpt2"}')
+    for wrong in ('{"n_embd": 65, "n_head": 2}', "{", "[]", '{"n_layer": -1}', '{"n_layer": "two"}'):
+        config.write_text(wrong)
+        with pytest.raises(GlmchatError, match="the configuration makes no GPT-2: ") as refused:
+            check_run(given)
+        assert refused.value.code == "tune.config" and "n_embd" in refused.value.hint
+    config.write_text('{"model_type": "gpt2", "n_positions": 64}')
     with pytest.raises(GlmchatError, match="no chat format"):
         check_run(given)
+    with pytest.raises(GlmchatError, match="a row of 65 tokens is not possible"):
+        check_run({**given, "max_length": 65})
 
 
 def test_of_a_large_file_the_first_rows_are_enough_and_torch_is_not_imported(base: Path, tmp_path: Path) -> None:
