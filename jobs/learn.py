@@ -51,8 +51,8 @@ _ROUNDINGS = 16
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def work(run: Run, teller: Teller, *, goes: bool) -> None:
-    """From the rows to the adapter or the model in the store."""
+def work(run: Run, teller: Teller, *, goes: bool, beginning: float = 0.0) -> None:
+    """From the rows to the adapter or the model in the store. beginning: seconds that it took to import this."""
     recipe = run.recipe()
     if "words" in recipe:
         recipe = _start(run, recipe)
@@ -73,7 +73,7 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
         else:
             repetition.require_same_files(earlier, conditions)
     width = side.checkpoint.spec.hidden_size
-    if (result := _learn(run, teller, dataset, questions, original, width, conditions, goes=goes)) is None:
+    if (result := _learn(run, teller, dataset, questions, original, width, conditions, beginning, goes=goes)) is None:
         return
     if result.stopped:
         teller.end("stopped", stopped())
@@ -132,6 +132,7 @@ def _learn(
     original: Recipe | None,
     width: int,
     conditions: Mapping[str, Any],
+    beginning: float,
     *,
     goes: bool,
 ) -> Result | None:
@@ -149,6 +150,7 @@ def _learn(
         lambda: teller.told > 0,
         evaluation=dataset.evaluation,
         questions=questions,
+        beginning=beginning,
         within=None
         if minutes is None
         else (minutes, lambda steps: settings_of({**timeless, "steps": steps}, dataset, original, width)),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -30,9 +31,10 @@ from glmchat.tuning.checking import check_run
 def _learn(run: Run, teller: Teller, *, goes: bool) -> None:
     teller({"kind": "stage", "say": tr("reading the rows")})
     check_run(run.recipe())
+    begun = time.perf_counter()
     from glmchat.jobs.learn import work
 
-    work(run, teller, goes=goes)
+    work(run, teller, goes=goes, beginning=time.perf_counter() - begun)
 
 
 def _forget(run: Run) -> None:

@@ -29,12 +29,13 @@ from glmchat.tuning.products import logit_rows
 _SHORT = 24  # tokens of the shortest document that is measured; the others have so many and twice so many more
 _MORE = 12
 _MARGIN = 1.05  # what the allocator does not give back
+_KINDS = 32  # of lengths: oneDNN makes kernels for what is left behind whole blocks of rows, some 20 MB for each rest
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Bytes and seconds. resident: with the base loaded and nothing learned; kept: for the backward pass; passing: what
-    lives for a moment; learning: gradients and moments. peak: all of it. seconds: of all steps."""
+    """Bytes and seconds. resident: with the base loaded, kernels made and nothing learned; kept: for the backward pass;
+    passing: what lives for a moment; learning: gradients and moments. peak: all of it. seconds: of the whole run."""
 
     resident: int
     kept: int
@@ -68,6 +69,7 @@ class Growth:
     per_document: int = 0  # behind the first: each layer puts the prefix before its keys and values once more
     words: int = 0  # virtual tokens of each document
     unread: int = 0  # bytes of weights that the short documents did not read
+    kernels: int = 0  # bytes of the code that is made for lengths that come up
 
     def kept(self, lengths: Sequence[int], *, by_layer: bool) -> int:
         lengths = [self.words + length for length in lengths]
@@ -84,14 +86,16 @@ class Growth:
         return max(16 * (sum(lengths) + self.words * len(lengths)) * self.widest, 14 * rows * self.vocabulary)
 
 
-def measure(method: Method, start: Sequence[int]) -> Growth:
-    """start: ids that any document of the model begins with (ChatGLM-6B cannot read without its own)."""
+def measure(method: Method, start: Sequence[int], lengths: Iterable[int] = ()) -> Growth:
+    """start: ids that any document of the model begins with (ChatGLM-6B cannot read without its own). lengths: of the
+    passes and documents to come."""
     model, learning = method.model, list(method.parameters.values())
     device = learning[0].device
     held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), *learning)}
     short = max(_SHORT, len(start) + 2)
     counts = sorted({min(short + more, model.spec.context - method.virtual) for more in (0, _MORE, 2 * _MORE)})
     sizes: list[float] = []
+    held_then: list[int] = []  # by the process, behind each document
     documents = 2 if method.learns_pairs else 1
     for count in counts:
         ids = torch.tensor([*start, *([start[-1]] * count)][:count], device=device)
@@ -99,12 +103,14 @@ def measure(method: Method, start: Sequence[int]) -> Growth:
         rows = torch.cat([rows + number * len(ids) for number in range(documents)])
         flat = Flat(ids.repeat(documents), (len(ids),) * documents, rows, ids[1:].repeat(documents))
         sizes.append(_kept(method, flat, held) / documents)
-    trim()
+        trim()
+        held_then.append(resident_bytes(str(device)))
     words = method.virtual if method.learns_words else 0
     always, per_token, square = _through([words + count for count in counts], sizes)
     outputs = (getattr(layer, "out_features", None) for layer in model.modules())
     wide = max(out for out in outputs if isinstance(out, int) and out != model.spec.vocab_size)
     width = 4 if model.wide_residual else torch.finfo(model.dtype).bits // 8
+    kinds = len({length % _KINDS for length in lengths})
     return Growth(
         per_token=per_token,
         per_square=square,
@@ -117,6 +123,7 @@ def measure(method: Method, start: Sequence[int]) -> Growth:
         per_document=(method.virtual - words) * model.spec.prefix_width * torch.finfo(model.dtype).bits // 8,
         words=words,
         unread=unread_bytes((*model.parameters(), *model.buffers())),
+        kernels=kinds * max(0, held_then[-1] - held_then[-2]) if len(held_then) > 1 else 0,
     )
 
 
@@ -182,7 +189,7 @@ def unread_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def predict(growth: Growth, worst: Sequence[int], *, by_layer: bool, device: str) -> Prediction:
     """worst: lengths of the documents of the pass that needs most."""
     return Prediction(
-        resident_bytes(device) + growth.unread,
+        resident_bytes(device) + growth.unread + growth.kernels,
         growth.kept(worst, by_layer=by_layer),
         growth.passing(worst),
         growth.learning,

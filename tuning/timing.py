@@ -22,7 +22,8 @@ _DISK = 200e6  # bytes a second of what is written, hashed and brought to the di
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Seconds: of a pass, of each token in it, and of the first pass of a length besides; of an update; of one
-    evaluation, of the answers to all questions, of a checkpoint. speed: tokens a second of the fullest pass."""
+    evaluation, of the answers to all questions, of a checkpoint; of what is done once behind all steps. speed: tokens a
+    second of the fullest pass."""
 
     each_pass: float
     each_token: float
@@ -32,6 +33,7 @@ class Costs:
     evaluation: float = 0.0
     answers: float = 0.0
     checkpoint: float = 0.0
+    ending: float = 0.0
 
     def seconds(self, steps: Sequence[Step], lengths: Sequence[int], settings: Settings, processes: int = 1) -> float:
         """Of all steps, and of what is due between and behind them. processes: that share the passes."""
@@ -42,7 +44,7 @@ class Costs:
             + self.checkpoint * _times(len(steps), settings.save_every)
         )
         learning = self.each_pass * len(passes) + self.each_token * sum(passes) + self.each_new * len(set(passes))
-        return learning / processes + self.update * len(steps) + between
+        return learning / processes + self.update * len(steps) + between + self.ending
 
 
 def _times(steps: int, every: int) -> int:

@@ -88,14 +88,16 @@ def train(
     evaluation: Sequence[Example] = (),
     questions: Sequence[Question] = (),
     within: tuple[float, Callable[[int], Settings]] | None = None,
+    beginning: float = 0.0,
 ) -> Result:
     """Teach the model `dataset` by the method of the settings; everything written is below `folder`.
 
     A folder that holds a whole checkpoint of this very run is gone on with. tell: hears every event as a plain dict.
     stop: asked before each step; True saves and stops. within: minutes
-    that a new run may take, and the settings of a run of so many steps. Raises Usage, Damaged, DoesNotFit or Failed.
+    that a new run may take, and the settings of a run of so many steps. beginning: seconds that a process which reads
+    the result back needs before it loads the base. Raises Usage, Damaged, DoesNotFit or Failed.
     """
-    return _Run(model_folder, dataset, settings, folder, tell, evaluation, questions, within).go(stop)
+    return _Run(model_folder, dataset, settings, folder, tell, evaluation, questions, within, beginning).go(stop)
 
 
 class _Run:
@@ -109,6 +111,7 @@ class _Run:
         evaluation: Sequence[Example],
         questions: Sequence[Question],
         within: tuple[float, Callable[[int], Settings]] | None = None,
+        beginning: float = 0.0,
     ) -> None:
         self.settings, self.folder, self.dataset, self.evaluation = settings, folder, dataset, evaluation
         self.within = within
@@ -117,7 +120,9 @@ class _Run:
         self.tell: Tell = tell if self.main else lambda event: None
         self.lengths, self.learned, self.fingerprint = read_through(dataset)
         self.steps = steps_of(self.lengths, settings)
+        begun = time.perf_counter()
         self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device, self.sharing.home)
+        self.reading_back = beginning + time.perf_counter() - begun
         self.sharing.refuse_model(self.model)
         self.kernel = "+".join(kernels_in(self.model)) or "dense"
         self.method = method_of(self.checkpoint, self.model, settings)
@@ -233,7 +238,7 @@ class _Run:
         worst = worst_of(self.steps, self.lengths)
         # First: torch imports much for its first update.
         update = timing.of_update(list(self.method.parameters.values()))
-        growth = predict.measure(self.method, self._opening())
+        growth = predict.measure(self.method, self._opening(), self._all_lengths())
         self.sharing.cut(self.learner, self.method, self.settings)
         growth = replace(growth, learning=self.sharing.learning_bytes(growth.learning))
         lengths = [length for number in worst for length in self.dataset[number].lengths]
@@ -277,6 +282,11 @@ class _Run:
         )
         return found
 
+    def _all_lengths(self) -> set[int]:
+        """Of passes, and of documents that are judged, one a pass."""
+        passes = {sum(self.lengths[number] for number in each) for step in self.steps for each in step.passes}
+        return passes.union(len(example.ids) for example in self.evaluation)
+
     def _costs(self, worst: Sequence[int]) -> timing.Costs:
         def run(numbers: Sequence[int]) -> None:
             self.learner(self._flat(numbers)).backward()
@@ -292,6 +302,7 @@ class _Run:
             evaluation=self._seconds_of_evaluation(),
             answers=answers,
             checkpoint=timing.of_checkpoint(learning),
+            ending=self.reading_back + 2 * (found.each_pass + found.each_token * _PROBED),
         )
 
     def _seconds_of_evaluation(self) -> float:

@@ -112,6 +112,19 @@ def test_rows_become_an_adapter_that_answers_as_they_do_from_the_same_ids(base: 
     assert told[-1]["prompt_tokens"] == len(asked)
 
 
+def test_the_memory_of_the_plan_is_what_the_program_comes_to_hold(base: Path, tmp_path: Path) -> None:
+    """In bfloat16 kernels are made for many lengths, which on a small model is most of what comes on top."""
+    given = recipe(base, tmp_path, dtype="bfloat16", epochs=12, tokens_per_step=100)
+    rows = Path(given["data"][0])
+    rows.write_text("".join(json.dumps({"question": "?" * n, "answer": "yes " * n}) + "\n" for n in range(1, 24)))
+    one = tuning.Begun("poet", given)
+    told = one.page()["plan"]["prediction"]["peak"]
+    assert ended(one.go())["state"] == "done"
+    row = by_name("poet")
+    assert row is not None
+    assert told == pytest.approx(facts_of(row)["trained"]["facts"]["peak"], rel=0.2)
+
+
 def test_the_guides_one_file_is_kept_and_answers_from_the_same_prompt(base: Path, tmp_path: Path) -> None:
     run = begun(recipe(base, tmp_path, output="pt"))
     end = ended(run)

@@ -45,11 +45,17 @@ def test_a_machine_whose_passes_cost_so_much_and_so_much_a_token_is_predicted_ex
 
 @given(st.integers(1, 300), st.integers(0, 50))
 def test_what_is_done_between_the_steps_counts_as_often_as_it_is_done(steps: int, every: int) -> None:
-    costs = timing.Costs(0.0, 0.0, 1.0, update=1e-3, evaluation=10.0, answers=0.0, checkpoint=0.0)
+    costs = timing.Costs(0.0, 0.0, 1.0, update=1e-3, evaluation=10.0, answers=0.0, checkpoint=0.0, ending=3.0)
     run = steps_of([5] * steps, Settings(epochs=1, rows_per_step=1))
     done = [step for step in range(1, steps + 1) if step == steps or (every and step % every == 0)]
     told = costs.seconds(run, [5] * steps, Settings(evaluate_every=every))
-    assert told == pytest.approx(10.0 * len(done) + 1e-3 * steps)
+    assert told == pytest.approx(10.0 * len(done) + 1e-3 * steps + 3.0)
+
+
+def test_the_process_that_reads_back_is_part_of_the_time(tmp_path: Path) -> None:
+    base, rows = build("llama", tmp_path / "base"), documents("llama", 4)
+    told = learn(tmp_path / "run", base, rows, plain(rows_per_step=2), beginning=1000.0)[1][0]["prediction"]
+    assert 1000.0 < told["seconds"] < 2000.0
 
 
 def test_minutes_become_steps_without_a_second_look_at_the_base(tmp_path: Path) -> None:
