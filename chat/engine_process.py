@@ -73,7 +73,8 @@ def last_words(path: Path) -> str:
 def process_memory(pid: int) -> int | None:
     """Bytes that a process and its children hold in memory; None if it is gone.
 
-    Weights are mapped from their file; what the kernel has read of them is counted, as `top` counts it.
+    Weights are mapped from their file; what the kernel has read of them is counted, as `top` counts it. So is a
+    beginning that several caches share, once for each.
     """
     import psutil
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from glmchat.engine.native.attention import SCALE, to_int8
+from glmchat.engine.native.pages import empty
 
 FIRST = 2048  # positions that a cache on a card begins with
 
@@ -21,10 +22,12 @@ class KVCache:
     prefix takes the first `prefix` positions; they are part of `length`, and no token ids stand for them. Of the
     rotary or learnt positions it takes `shift`: none in P-Tuning v2, all of its length where PEFT trained it.
     Of a cache in torch.int8 each of these rows has its own scale: head_dim whole numbers and four bytes (`to_int8`).
-    floor: the shortest that it was since somebody set it: what stands before has not changed.
+    floor: the shortest that it was since somebody set it: what stands before has not changed. shared: positions that
+    stand as in `book`, whose pages other caches may hold too (native/pages.py).
     """
 
-    floor = 0
+    floor = shared = 0
+    book: Any = None
 
     def __init__(
         self,
@@ -38,8 +41,8 @@ class KVCache:
         places = devices if len(devices) == layers else (devices or ("cpu",))[:1] * layers
         capacity = limit if torch.device(places[0]).type == "cpu" else min(FIRST, limit)
         shape = (kv_heads, capacity, head_dim + (SCALE if dtype == torch.int8 else 0))
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for device in places]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for device in places]
+        self.keys = [empty(shape, dtype, device) for device in places]
+        self.values = [empty(shape, dtype, device) for device in places]
         self.capacity = capacity
         self.limit = limit
         self.length = 0
@@ -99,6 +102,7 @@ class KVCache:
         """Forget everything behind `length` (never into the prefix)."""
         self.length = max(self.prefix, min(self.length, length))
         self.floor = min(self.floor, self.length)
+        self.shared = min(self.shared, self.length)
 
     @property
     def nbytes(self) -> int:

@@ -26,6 +26,7 @@ from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.variant import Variant
 from glmchat.engine.native.cards import free_memory, give_back, no_memory
+from glmchat.engine.native.pages import share
 
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
 # of one step smaller. Between layers a stop is heard anyway.
@@ -128,9 +129,10 @@ class Slot:
         cache.truncate(cache.prefix)
         start, end = source.prefix, source.prefix + count
         cache.reserve(end)
-        for mine, theirs in ((cache.keys, source.keys), (cache.values, source.values)):
-            for to, given in zip(mine, theirs, strict=True):
-                to[:, start:end].copy_(given[:, start:end])
+        if not share(cache, source, end):
+            for mine, theirs in ((cache.keys, source.keys), (cache.values, source.values)):
+                for to, given in zip(mine, theirs, strict=True):
+                    to[:, start:end].copy_(given[:, start:end])
         cache.length = end
         self._ids = other._ids[:count]
         self.passes = other.passes.copy()
