@@ -148,8 +148,9 @@ def test_below_a_title_stands_only_what_is_known(model: Path) -> None:
     with TerminalSession("run", model) as terminal:
         terminal.until_ready()
         terminal.press("ctrl+b")
-        terminal.until_seen(*TITLES)
-        below = [terminal.lines[terminal.row_of(title) + 1][2:34].strip() for title in TITLES]
+        terminal.until_seen("▸   alpha question")  # the start lists the titles too
+        listed = [line[2:34].strip() for line in terminal.lines]
+        below = [listed[next(n for n, text in enumerate(listed) if text.endswith(title)) + 1] for title in TITLES]
         assert all(re.fullmatch(r"\d\d:\d\d", words) for words in below), below
 
 
@@ -211,3 +212,26 @@ def test_what_the_disk_did_not_take_is_said_and_not_called_done(model: Path, key
         terminal.until_still()
         assert "u restores it" not in terminal.text and "★" not in terminal.text
         assert "▸   alpha question" in terminal.text and "renamed" not in terminal.text
+
+
+def test_a_hit_far_down_a_long_answer_is_in_view_when_it_is_opened_and_f3_finds_the_next(model: Path) -> None:
+    lines = [f"line {number} of a long answer, in Chinese 第{number}行。" for number in range(900)]
+    lines[600] = "Here stands the **needle** that is looked for."
+    with History.default() as history:
+        tree = history.new()
+        for title in ("first", "second"):
+            history.append(tree, "user", f"{title} question")
+            history.append(tree, "assistant", "\n\n".join(lines))
+    with TerminalSession("run", model, columns=80, rows=24) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+f")
+        terminal.until_seen("search everything")
+        terminal.type("needle")
+        terminal.until(lambda: terminal.text.count("model · ") == 2)
+        terminal.press("enter")
+        terminal.until_seen("y copy")
+        terminal.press("ctrl+b")
+        terminal.until(lambda: "╭─ Conversations" not in terminal.text)
+        terminal.until_seen("line 599 ", "the needle that", "line 601 ")
+        terminal.press("f3")
+        terminal.until_seen("line 599 ", "the needle that", "line 601 ")

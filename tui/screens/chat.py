@@ -573,6 +573,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
         if event.message is not None:
             self.reading.show_message(event.message)
         self.transcript.search(event.query)
+        if event.message is not None and event.query:
+            self.transcript.show_hit(str(event.message))
         if self.has_class("narrow"):
             self.sidebar.action_close()
         elif event.message is None:

@@ -179,7 +179,22 @@ class Transcript(Steady, ScrollView, can_focus=True):
             here = current if current is not None else (len(self._page) if step < 0 else -1)
             further = [i for i in hits if (i - here) * step > 0]
             target = (further or (hits if step > 0 else hits[::-1]))[0] if step > 0 else (further or hits)[-1]
-            self.make_current(self._page[target].turn.key)
+            self.show_hit(self._page[target].turn.key)
+
+    def show_hit(self, key: str) -> None:
+        """Step onto a turn, and where it is longer than the view to its first line with a hit."""
+        self.make_current(key)
+        index, height = self._page.index(key), self.size.height
+        found = self._page[index].first_with(self._query) if index is not None and self._query else None
+        if index is None or found is None:
+            return
+        place = Position(index, *found, 0)
+        for _ in range(4):  # what is drawn on the way may be higher than it was taken for
+            y = self._page.y_of(place)
+            if self.scroll_offset.y <= y < self.scroll_offset.y + height:
+                break
+            self._follow = False
+            self._go(y - height // 3)
 
     # The current turn (keyboard)
 

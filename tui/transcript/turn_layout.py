@@ -158,6 +158,19 @@ class TurnLayout:
         """All lines of a piece, in view or not."""
         return self._drawn.get(piece) or self._draw(piece)
 
+    def first_with(self, query: str) -> tuple[int, int] | None:
+        """(piece, line) of the first line that holds a casefolded query. Only pieces that may hold it are drawn."""
+        for piece in range(self.count):
+            here = self._block(piece)
+            if here is not None and query not in "\n".join(here[0].lines).casefold():
+                continue
+            for number, line in enumerate(self.lines(piece)):
+                if query in line.text.casefold():
+                    return piece, number
+            if here is not None:
+                return piece, 0  # broken over two lines, or not drawn as it is written
+        return None
+
     # Content
 
     def feed(self, text: str) -> None:
