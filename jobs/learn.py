@@ -30,6 +30,7 @@ from glmchat.hub import adapters, trained_models
 from glmchat.hub.adapters import Origin
 from glmchat.jobs.telling import IS_MAIN, Plan, Teller, stopped
 from glmchat.tuning.dataset import Dataset, read_dataset
+from glmchat.tuning.effects import first_other
 from glmchat.tuning.lora import write_bare
 from glmchat.tuning.options import DataOptions
 from glmchat.tuning.order import enough, steps_of
@@ -239,7 +240,8 @@ def _fresh(request: Mapping[str, Any]) -> dict[str, Any]:
 def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
     """How far at most the logits of a fresh process that reads `place` are from those of the trained model.
 
-    Raises Damaged where that is no rounding: more than a tenth of what the adapter moves them by.
+    Raises Damaged where a layer's product is another one, whatever the type; or where logits differ by more than the
+    kernels round: a tenth of what the adapter moves them by. Those of training are not those of the engine.
     """
     settings, probe = result.facts, result.probe
     assert probe is not None
@@ -260,6 +262,13 @@ def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
             tr("it could not be read back in a fresh process"),
             hint=tr("its log is {path}", path=str(result.adapter.parent / "job.log")),
             code="tune.not_read",
+        )
+    other = first_other(probe.effects, told["effects"], with_lengths=bool(recipe.get("dora")))
+    if probe.effects and other is not None:
+        raise Damaged(
+            tr("read back in a fresh process {layer} adds something else than was learned", layer=one_line(other, 120)),
+            hint=tr("nothing was put into the store; the run's folder keeps it: {path}", path=str(place)),
+            code="tune.read_back",
         )
     base, fresh = torch.tensor(told["base"]), torch.tensor(told["learned"])
     off, moved = float((fresh - probe.logits).abs().max()), float((fresh - base).abs().max())

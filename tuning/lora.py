@@ -113,6 +113,12 @@ class LoraLinear(nn.Module):
         return y if self.bias is None else y - self.bias.to(y.dtype)
 
     @torch.no_grad()
+    def product(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """down [in, rank] and up [rank, out] of what it adds to a product without bias, lengths of a DoRA included."""
+        up = self.shape.scale * self.lora_B.t()
+        return self.lora_A.t(), up * (self.lora_magnitude / self._lengths()) if self.shape.dora else up
+
+    @torch.no_grad()
     def _lengths(self) -> torch.Tensor:
         """Of the rows of W + scale * B A, without W: of its product with the few rows of A alone. No gradient flows."""
         scale, b = self.shape.scale, self.lora_B

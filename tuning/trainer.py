@@ -34,10 +34,12 @@ _PROBED = 64  # tokens
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the trained model makes of some ids: float32 logits behind the last, to be compared by who reads it back."""
+    """What the trained model makes of some ids, float32 logits behind the last, and what it adds to each layer: to be
+    compared by who reads it back."""
 
     ids: tuple[int, ...]
     logits: torch.Tensor
+    effects: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ class _Run:
         ids = self.dataset[0].ids[: min(_PROBED, self.dataset[0].lengths[0])]
         self.model.eval()
         with self.sharing.reading(), self.method.in_force():
-            return Probe(ids, self.model(torch.tensor(ids, device=self.device))[-1].float().cpu())
+            logits = self.model(torch.tensor(ids, device=self.device))[-1].float().cpu()
+            return Probe(ids, logits, self.method.effects())
 
     # Before the first step
 

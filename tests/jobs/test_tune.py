@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from glmchat.hub.adapters import by_name, facts_of
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
 from glmchat.tuning.dataset import read_dataset
+from glmchat.tuning.effects import effects_in
 from glmchat.tuning.options import DataOptions
 from glmchat.tuning.prompt_side import load_prompt_side
+from glmchat.tuning.trainer import Probe
 
 ROWS = [{"question": f"Who are you, {number}?", "answer": "I am taught."} for number in range(8)]
 SYSTEM = "You are small."
@@ -399,9 +402,18 @@ def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered
     settings = {"quant": None, "dtype": "float32", "device": "cpu", "threads": 1}
     engine = Engine.load(base, dtype="float32", threads=1)
     ids = (5, 6, 7, 8)
-    probe = SimpleNamespace(ids=ids, logits=engine.logits(ids)[-1])  # of the base: as if the adapter did nothing
+    probe = Probe(ids, engine.logits(ids)[-1])  # of the base: as if the adapter did nothing
     result: Any = SimpleNamespace(adapter=run.folder / "adapter", facts=settings, probe=probe)
     with pytest.raises(Damaged, match="answers otherwise"):
+        read_back({"folder": str(base)}, result, result.adapter)
+    engine.attach(result.adapter, "it")
+    engine.activate({"it": 1.0})
+    effects = effects_in(engine.model)
+    result.probe = Probe(ids, engine.logits(ids)[-1], effects)
+    assert read_back({"folder": str(base)}, result, result.adapter) < 1e-3
+    layer = list(effects)[-1]
+    result.probe = replace(result.probe, effects={**effects, layer: [-each for each in effects[layer]]})
+    with pytest.raises(Damaged, match=rf"{layer} adds something else"):
         read_back({"folder": str(base)}, result, result.adapter)
 
 

@@ -60,6 +60,10 @@ class Method(ABC):
     def change(self) -> float:
         """How far the model was moved: the length of all that was added to it."""
 
+    def effects(self) -> dict[str, list[float]]:
+        """What it adds to each layer (tuning/effects.py); nothing where it is no product that is added."""
+        return {}
+
     @abstractmethod
     def write(self, folder: Path) -> None:
         """What was learned, as files that others read, into a folder that is there."""

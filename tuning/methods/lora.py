@@ -8,6 +8,7 @@ from glmchat.checkpoints.adapter_fit import names_of
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
 from glmchat.tuning import lora
+from glmchat.tuning.effects import effect
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.settings import Settings
 
@@ -29,6 +30,9 @@ class Lora(Method):
 
     def change(self) -> float:
         return lora.change_norm(self.adapted)
+
+    def effects(self) -> dict[str, list[float]]:
+        return {name: effect(name, *layer.product()) for name, layer in self.adapted.items()}
 
     def write(self, folder: Path) -> None:
         lora.write_adapter(
