@@ -51,6 +51,18 @@ def test_a_small_card_beside_much_memory_is_passed_over_and_refused_by_name_with
     assert check("chatglm-6b", chatglm, 4, device="auto").name == "cuda:0"
 
 
+def test_a_type_of_cache_that_a_card_has_not_is_refused_before_anything_is_loaded(
+    chatglm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    become(monkeypatch, tmp_path, card("NVIDIA H100", (9, 0), total=80))
+    with_memory(monkeypatch, 64)
+    for device in ("auto", "cuda"):
+        with pytest.raises(Usage) as refused:
+            check("chatglm-6b", chatglm, device=device, cache_type="int8")
+        assert refused.value.code == "cache_type.device" and "--device cpu" in refused.value.hint
+    assert check("chatglm-6b", chatglm, device="cpu", cache_type="int8").name == "cpu"
+
+
 def test_a_large_card_beside_little_memory_takes_it(
     chatglm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -99,6 +99,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(chatglm: Path, m
     assert "smaller model" in refused.value.hint
 
 
+def test_a_cache_of_8_bits_is_counted_and_named_where_it_is_what_fits(
+    chatglm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide, narrow = (fit.estimate(chatglm, 4, "float32", 2048, kind) for kind in (None, "int8"))
+    assert wide is not None and narrow is not None
+    assert narrow.cache * 128 * 4 == wide.cache * (128 + 4)
+    assert narrow.scratch > wide.scratch  # one layer of it at a time is read as float32
+    monkeypatch.setattr(fit, "available_memory", lambda: (wide.total + narrow.total) // 2)
+    with pytest.raises(DoesNotFit) as refused:
+        fit.check("chatglm-6b", chatglm, quant=4, dtype="float32", context=2048)
+    assert "--cache-type int8" in refused.value.hint
+    assert checked("chatglm-6b", chatglm, quant=4, dtype="float32", context=2048, cache_type="int8") == narrow
+
+
 def test_an_engine_that_was_killed_for_memory_gets_the_next_step(chatglm: Path) -> None:
     assert "--quant 4" in (fit.smaller_hint(chatglm, None, None) or "")
     assert fit.smaller_hint(chatglm, 4, None) is None

@@ -34,6 +34,7 @@ def test_the_environment_stands_above_the_file(tmp_path: Path) -> None:
         ("default_model = 3", "default_model"),
         ("colour = 'red'", "colour"),
         ("theme = 'puce'", "theme"),
+        ("cache_type = 'int4'", "cache_type"),
         ("a = = 1", "line 1"),
         ("[sampling]\ntemperature = 9.0", "temperature"),
         ("[sampling]\nwarmth = 1", "warmth"),
