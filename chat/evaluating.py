@@ -205,11 +205,11 @@ def measures(bleu: str) -> dict[str, tuple[str, int, str]]:
         "bleu-4": (tr("BLEU-4 of {unit}", unit=unit), 2, ""),
         "stopped": (tr("ended by itself"), 1, " %"),
         "tokens": (tr("length in tokens"), 1, ""),
-        "preferred": (tr("better answer more probable"), 1, " %"),
+        "preferred": (tr("better answer likelier"), 1, " %"),
         "preferred-mean": (tr("the same per token"), 1, " %"),
         "margin": (tr("log probability ahead"), 3, ""),
-        "loss-worse": (tr("loss per token of the worse"), 4, ""),
-        "gained": (tr("pairs it moved the right way"), 1, " %"),
+        "loss-worse": (tr("loss of worse answers"), 4, ""),
+        "gained": (tr("pairs that gained"), 1, " %"),
     }
 
 

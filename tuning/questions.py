@@ -12,9 +12,10 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Message
-from glmchat.core.text import whole_text
-from glmchat.engine.prompts.base import PromptFormat
+from glmchat.core.text import one_line, whole_text
+from glmchat.engine.prompts.base import NoChat, PromptFormat
 from glmchat.tuning.checking import no_questions
 from glmchat.tuning.examples import Example
 from glmchat.tuning.formats import Form
@@ -92,6 +93,12 @@ def read_questions(
     for source, size in zip(sources, sizes, strict=True):
         opened = source.opened(heard=partial(_heard, on_progress, before, sum(sizes)))
         form = opened.form
+        if not form.is_text and any(isinstance(reader.prompt, NoChat) for reader in readers):
+            raise Usage(
+                tr("a model without a chat format is asked the questions of {file}", file=one_line(str(source.path))),
+                hint=tr('take an instruction-tuned model, or texts: rows with a field "text", or .txt files'),
+                code="data.no_chat",
+            )
         for raw in opened.rows:
             if most is not None and len(found.rows) >= most:
                 break

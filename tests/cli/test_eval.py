@@ -149,7 +149,7 @@ def test_a_table_of_pairs_tells_how_often_and_how_far_the_better_answer_is_ahead
     assert run(["adapters", "add", str(tmp_path / "poet")]) == 0
     code, out, err = evaluated(capsys, model, "+poet", str(tmp_path / "pairs.jsonl"), "--dtype", "float32")
     assert code == 0, err
-    for label in ("perplexity", "better answer more probable", "log probability ahead", "pairs it moved the right way"):
+    for label in ("perplexity", "better answer likelier", "log probability ahead", "pairs that gained"):
         assert label in out, label
     assert "ROUGE" not in out and "at most" not in out  # nothing is answered
     assert "  =   tea" in out and "  ≠   hat" in out

@@ -102,3 +102,13 @@ def test_data_without_a_usable_row_are_refused_with_the_line(
     data = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(Usage, match=said):
         read_questions(find_sources([data]), [Reader(sides("smollm2").prompt, 200)])
+
+
+def test_a_model_without_a_chat_format_is_asked_no_questions(sides: Sides, tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", [{"prompt": "a", "response": "b"}])
+    readers = [Reader(sides("smollm2").prompt, 200), Reader(sides("cpm").prompt, 200)]
+    with pytest.raises(Usage, match="without a chat format") as refused:
+        read_questions(find_sources([data]), readers)
+    assert refused.value.code == "data.no_chat"
+    text = write(tmp_path / "t.jsonl", [{"text": "春天来了"}])
+    assert read_questions(find_sources([text]), readers).rows[0].kind == "text"
