@@ -27,6 +27,7 @@ def test_the_gated_product_is_that_of_torch_with_its_gradients(rows: int, size: 
     expected = functional.silu(other[:, :size]) * other[:, size:]
     torch.autograd.backward(y, along)
     torch.autograd.backward(expected, along)
+    assert both.grad is not None and other.grad is not None
     assert torch.equal(y, expected) and torch.equal(both.grad, other.grad)
 
 
@@ -42,11 +43,13 @@ def test_the_norm_is_that_of_torch_with_its_gradients(dtype: torch.dtype, learns
     along = drawn(5, 32, dtype=dtype, seed=3)
     torch.autograd.backward(norm(x), along)
     torch.autograd.backward(theirs(wide), along.float())
-    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
-    torch.testing.assert_close(norm(x).float(), theirs(wide), **near)
-    torch.testing.assert_close(x.grad.float(), wide.grad, **near)
+    near = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(norm(x).float(), theirs(wide), rtol=near, atol=near)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.float(), wide.grad, rtol=near, atol=near)
     if learns:
-        torch.testing.assert_close(norm.weight.grad.float(), theirs.weight.grad, **near)
+        assert norm.weight.grad is not None
+        torch.testing.assert_close(norm.weight.grad.float(), theirs.weight.grad, rtol=near, atol=near)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -184,7 +184,8 @@ def company(engine: Engine, chance: random.Random) -> list[list[int]]:
         own = [(7 * i + 13 * number) % 250 + 4 for i in range(chance.randint(1, 40))]
         prompts.append([*beginning[: chance.randint(300, 450)], *own])
     engine.sequences = Sequences(engine.model, engine.context, engine.device, most=5)
-    waiting, said = list(range(12)), [[] for _ in range(12)]
+    waiting = list(range(12))
+    said: list[list[int]] = [[] for _ in waiting]
     writing: dict[int, Any] = {}
     while waiting or writing:
         while waiting and len(writing) < 5 and chance.random() < 0.6:

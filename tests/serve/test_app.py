@@ -240,13 +240,15 @@ def test_a_harness_finds_the_tokenizer_and_gets_its_text_back(serve: Serve) -> N
     client = serve().client
     info = client.get("/tokenizer_info").json()
     assert (info["eos_token"], info["bos_token"], info["chat_template"]) == ("<end>", None, None)
-    asked = {"prompt": "<end>", "add_special_tokens": False}
+    asked: Any = {"prompt": "<end>", "add_special_tokens": False}
     assert client.post("/tokenize", json=asked).json()["tokens"] == [1]
-    for plain in ({"prompt": "<end>"}, {"prompt": "<end> ", "add_special_tokens": False}):
-        assert client.post("/tokenize", json=plain).json()["tokens"] == [ord(c) for c in plain["prompt"]]
+    plain: tuple[dict[str, Any], ...] = ({"prompt": "<end>"}, {"prompt": "<end> ", "add_special_tokens": False})
+    for each in plain:
+        assert client.post("/tokenize", json=each).json()["tokens"] == [ord(c) for c in each["prompt"]]
     ids = client.post("/tokenize", json={"prompt": "héllo 你", "add_special_tokens": False}).json()["tokens"]
     assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": "héllo 你"}
-    for wrong in ("a", [1, "a"], [-1], [[1]]):
+    refusals: tuple[Any, ...] = ("a", [1, "a"], [-1], [[1]])
+    for wrong in refusals:
         refused = client.post("/detokenize", json={"tokens": wrong})
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "tokens"
 

@@ -170,7 +170,7 @@ def test_an_answer_with_echo_and_log_probabilities_is_said_again_by_a_fresh_engi
     serve: Any, llama: Path
 ) -> None:
     """Prompts that share a beginning, several answers each: some are read whole, some are copied from one another."""
-    drawn = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 12}
+    drawn: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 12}
     engine = Engine.load(llama, threads=1, dtype="float32")
     running = serve(engine)
     tokenizer = AutoTokenizer.from_pretrained(llama)

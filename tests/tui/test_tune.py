@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -269,7 +270,8 @@ def test_a_plan_that_is_longer_than_the_window_is_read_to_its_end(
             ("pgdn", "row 12", "91 read"),
         ):
             terminal.press(key)
-            terminal.until(lambda seen=seen, gone=gone: seen in terminal.text and gone not in terminal.text)
+            terminal.until_seen(seen)
+            terminal.until(partial(lambda words: words not in terminal.text, gone))
         terminal.press("enter")
         terminal.until_seen("/4000")
         terminal.press("p")

@@ -281,7 +281,7 @@ def test_a_number_too_large_for_the_type_of_the_base_is_not_written(tmp_path: Pa
     save_file({name: value.half() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
     run = _Run(folder, data, whole(steps=1), tmp_path / "run", print, (), ())
     with torch.no_grad():
-        next(iter(run.parameters.values())).fill_(1e6)
+        next(iter(run.method.parameters.values())).fill_(1e6)
     (tmp_path / "out").mkdir()
     with pytest.raises(Failed, match="float16 cannot hold"):
         run.method.write(tmp_path / "out")
