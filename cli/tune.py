@@ -391,19 +391,19 @@ def tune(
 
 def _plan(request: dict[str, Any], *, dry_run: bool, asks: bool, shows_page: bool, as_json: bool) -> Run | None:
     """The run that begins to learn; None where it was only a plan, or where a person said no."""
-    from glmchat.chat import tuning
+    from glmchat.chat import tuning, tuning_words
 
     begun = tuning.Begun(request["name"], request)
 
     def hear(record: Mapping[str, Any]) -> None:
-        for line in tuning.record_lines(record):
+        for line in tuning_words.record_lines(record):
             output.say(line)
 
     with cancelled_by_interrupt() as cancelled:
         page = begun.page(cancelled, hear)
     if as_json and shows_page:
         output.json_line({"event": "page", **{key: value for key, value in page.items() if key != "kind"}})
-    for line in () if as_json else tuning.record_lines(page):
+    for line in () if as_json else tuning_words.record_lines(page):
         for part in output.prose(line, sys.stdout):
             output.data(part)
     try:
@@ -439,7 +439,7 @@ def _how_to_come_back(run: Run) -> str:
 
 def _look(run: Run, *, plain: bool, as_json: bool) -> None:
     """Follow a run to its end, or until it is left. Raises the error that ended it."""
-    from glmchat.chat import tuning
+    from glmchat.chat import tuning, tuning_words
 
     is_terminal = output.interactive() and output.is_terminal(sys.stdout)
     if is_terminal and not plain and not as_json and os.environ.get("TERM") not in ("dumb", "unknown", "", None):
@@ -459,7 +459,7 @@ def _look(run: Run, *, plain: bool, as_json: bool) -> None:
                 elif as_json:
                     output.json_line({"event": record.get("kind"), **{k: v for k, v in record.items() if k != "kind"}})
                 elif began and record.get("kind") != "page":
-                    for line in tuning.record_lines(record):
+                    for line in tuning_words.record_lines(record):
                         output.data(line)
     _tell_end(run, last, as_json=as_json)
 
@@ -478,7 +478,7 @@ def _window(run: Run) -> None:
 
 def _tell_end(run: Run, end: Mapping[str, Any], *, as_json: bool) -> None:
     """Raises what ended it, if that was no good end."""
-    from glmchat.chat import tuning
+    from glmchat.chat import tuning, tuning_words
 
     if end.get("state") == "stopped":
         raise Interrupted(
@@ -492,7 +492,7 @@ def _tell_end(run: Run, end: Mapping[str, Any], *, as_json: bool) -> None:
         facts = {key: value for key, value in end.items() if key not in ("kind", "state")}
         output.json_line({"event": "done", "run": run.id, **facts})
         return
-    for line in tuning.end_lines(end):
+    for line in tuning_words.end_lines(end):
         for part in output.prose(line, sys.stderr):
             output.say(part)
     recipe = run.recipe()
@@ -524,12 +524,12 @@ def _stopping_by_interrupt(run: Run) -> Iterator[None]:
 
 
 def _list(*, as_json: bool) -> None:
-    from glmchat.chat import tuning
+    from glmchat.chat import tuning, tuning_words
     from glmchat.core.run_folder import runs
 
     rows = [(run, tuning.progress_of(run)) for run in runs()]
     if as_json:
-        output.json_line([tuning.run_facts(*row) for row in rows])
+        output.json_line([tuning_words.run_facts(*row) for row in rows])
     elif not rows:
         output.say(tr("there are no runs yet; `glmchat tune BASE DATA` starts one"))
     else:
@@ -538,7 +538,7 @@ def _list(*, as_json: bool) -> None:
             [
                 (
                     run.id,
-                    tuning.run_words(run),
+                    tuning_words.run_words(run),
                     short_name(str(run.recipe().get("base", ""))),
                     f"{progress.now['step']}/{progress.now.get('steps', '?')}" if progress.now else "",
                     f"{progress.losses[-1][1]:.4f}" if progress.losses else "",

@@ -25,7 +25,7 @@ from tiny_checkpoints import originals
 from tiny_talker import CHATML, write_talker
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from glmchat.chat import trained, tuning
+from glmchat.chat import trained, tuning, tuning_words
 from glmchat.chat.tune_request import request_again
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.locations import models_dir
@@ -447,13 +447,13 @@ def test_a_run_that_is_repeated_is_identical_or_says_where_and_why_it_parts(base
     again, end = repeated(first)
     assert end["state"] == "done" and end["again"]["identical"], end["again"]
     assert losses(again) == losses(first) and end["again"]["steps"] == len(losses(first))
-    assert any("identical to the run poet" in line for line in tuning.end_lines(end))
+    assert any("identical to the run poet" in line for line in tuning_words.end_lines(end))
     other, end = repeated(first, threads=2, lr=9e-3)
     found = end["again"]
     assert not found["identical"] and found["step"] == min(
         s for s in losses(first) if losses(first)[s] != losses(other)[s]
     )
-    assert any("threads: 1 → 2" in line for line in tuning.end_lines(end))
+    assert any("threads: 1 → 2" in line for line in tuning_words.end_lines(end))
     rows = Path(first.recipe()["data"][0])
     before = rows.read_text()
     rows.write_text(before.replace("taught", "told"))

@@ -15,7 +15,7 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from glmchat.chat import tuning
+from glmchat.chat import tuning, tuning_words
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.run_folder import Run, runs
@@ -128,7 +128,7 @@ class RunScreen(FollowingScreen[str | None]):
     def follow(self) -> None:
         run, begun = self.run_shown, self._begun
 
-        def hear(record: tuning.Record) -> None:
+        def hear(record: tuning_words.Record) -> None:
             self.told(partial(self._hear, [dict(record)]))
 
         def read() -> None:
@@ -224,7 +224,8 @@ class RunScreen(FollowingScreen[str | None]):
         said.display = not self._shows_page
         said.update(self._said(1 if is_low else 3))
         self._show_page(is_low)
-        figures = [Text.assemble((f"{n} ", p.quiet), (value, p.body)) for n, value in tuning.figures(self.progress.now)]
+        known = tuning_words.figures(self.progress.now)
+        figures = [Text.assemble((f"{n} ", p.quiet), (value, p.body)) for n, value in known]
         shown = self.query_one("#figures", Static)
         shown.display = bool(figures)
         shown.update(_in_lines(figures, self.size.width - 4))
@@ -260,10 +261,10 @@ class RunScreen(FollowingScreen[str | None]):
 
     def _state(self) -> str:
         if (end := self.progress.end) is not None:
-            return tuning.state_words(end.get("state", "dead"))
+            return tuning_words.state_words(end.get("state", "dead"))
         if self._stops:
-            return tuning.state_words("stopping")
-        return tuning.state_words("running" if self.progress.now else self.run_shown.state())
+            return tuning_words.state_words("stopping")
+        return tuning_words.state_words("running" if self.progress.now else self.run_shown.state())
 
     def _said(self, most: int) -> Text:
         """The last answers to the questions of --sample."""
@@ -283,7 +284,7 @@ class RunScreen(FollowingScreen[str | None]):
             )
         if end.get("message"):
             return error_text(tuning.error_of(end), self.palette)
-        lines = tuning.end_lines(end)
+        lines = tuning_words.end_lines(end)
         return Text(lines[0], self.palette.accented) if "adapter" in end or "model" in end else None
 
     def _keys(self) -> str:
@@ -320,7 +321,7 @@ class RunsScreen(FoldersScreen[Run]):
             progress = tuning.progress_of(run)
             step, steps = progress.now.get("step"), progress.now.get("steps")
             text = Text(set_cell_size(one_line(run.id, 24), 24) + " ", p.body)
-            text.append(set_cell_size(tuning.run_words(run), 12), p.accented if run.at_work else p.quiet)
+            text.append(set_cell_size(tuning_words.run_words(run), 12), p.accented if run.at_work else p.quiet)
             facts = [short_name(str(run.recipe().get("base", ""))), when(run.created, time.time())]
             facts += [f"{step}/{steps}"] if step else []
             facts += [f"{tr('loss')} {progress.losses[-1][1]:.3f}"] if progress.losses else []
