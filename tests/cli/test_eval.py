@@ -213,6 +213,7 @@ def test_prune_takes_evaluations_and_done_runs_away_and_keeps_what_is_at_work_or
     runs = {state: new_run(f"run-{state}", {"base": "b"}) for state in ("done", "stopped", "running")}
     for state, one in runs.items():
         one.write("big", "x" * 5000)
+        one.checkpoints.mkdir()  # it has learned
         one.note(state)  # type: ignore[arg-type]
     assert run(["prune", "--yes"]) == 0
     assert len(evaluations()) == 2 and all(one.folder.is_dir() for one in runs.values())
