@@ -84,7 +84,7 @@ def test_a_quick_look_refuses_what_a_reading_refuses(
     side = load_prompt_side(base)
     try:
         early = refusal(lambda: check_run(given))
-        late = refusal(lambda: read_dataset([str(path)], DataOptions.of(given), side))
+        late = refusal(lambda: read_dataset(given["data"], DataOptions.of(given), side))
     finally:
         side.close()
     assert early == late
@@ -135,13 +135,14 @@ def test_a_prefix_and_a_row_share_the_positions_of_the_model(base: Path, tmp_pat
     assert spec is not None
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"question": "q" * size, "answer": "a"}) + "\n" for size in (5, 150, 160)))
-    given = {"folder": str(base), "method": "prefix", "prefix_length": spec.context - 120}
+    prefix: dict[str, Any] = {"method": "prefix", "prefix_length": spec.context - 120}
+    given: dict[str, Any] = {"data": [str(path)], "folder": str(base), **prefix}
     side = load_prompt_side(base)
     try:
         with pytest.raises(GlmchatError, match="are longer than 120 tokens") as refused:
-            read_dataset([str(path)], DataOptions.of(given), side)
+            read_dataset(given["data"], DataOptions.of(given), side)
         assert "--prefix-length" in refused.value.hint
-        dataset = read_dataset([str(path)], DataOptions.of({**given, "over_length": "cut-question"}), side)
+        dataset = read_dataset(given["data"], DataOptions.of({**given, "over_length": "cut-question"}), side)
         lengths = [len(example.ids) for example in dataset.examples]
     finally:
         side.close()
