@@ -148,7 +148,7 @@ def _learn(
         settings,
         run.folder,
         Plan(run, teller, dataset.facts, conditions, goes=goes),
-        lambda: teller.told > 0,
+        teller.asked,
         evaluation=dataset.evaluation,
         questions=questions,
         beginning=beginning,

@@ -61,6 +61,11 @@ class Teller:
         with suppress(OSError):
             self.note("stopping")
 
+    def asked(self) -> bool:
+        """Whether it is to save and stop; asked before each step, in processes that only help, too."""
+        self.learning = True
+        return self.told > 0
+
     def note(self, state: Any) -> None:
         if IS_MAIN:
             self.run.note(state)

@@ -143,6 +143,14 @@ class _Run:
         self.saved: int | None = None  # the step of the last checkpoint
 
     def go(self, stop: Callable[[], bool]) -> Result:
+        try:
+            return self._go(stop)
+        except RuntimeError as error:
+            if (lost := self.sharing.lost(error, self.saved)) is None:
+                raise
+            raise lost from None
+
+    def _go(self, stop: Callable[[], bool]) -> Result:
         started = time.perf_counter()
         prediction = self._predict()
         self._resume()

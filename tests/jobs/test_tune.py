@@ -12,11 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import chatglm_draws
+import psutil
 import pytest
 import torch
 from polling import wait_until
@@ -431,6 +433,54 @@ def test_several_processes_learn_as_one(base: Path, tmp_path: Path, method: str)
     assert steps == list(range(1, len(steps) + 1))
     kept = by_name("poet") if method == "lora" else find_installed(parse("poet"))
     assert kept is not None
+
+
+CONFIGS = Path(__file__).resolve().parents[2] / "docs" / "accelerate"
+
+
+def helper_of(run: Run) -> int:
+    """The process of a run of two that does not tell."""
+    mine = [one for one in psutil.process_iter(["cmdline"]) if str(run.folder) in (one.info["cmdline"] or ())]
+    main, launcher = run.pid(), {one.ppid() for one in mine}
+    return next(one.pid for one in mine if one.pid != main and one.pid not in launcher)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("file", ["plain", "fsdp"])
+def test_a_lost_process_or_a_stopped_launcher_leaves_a_run_that_the_same_line_goes_on_with(
+    base: Path, tmp_path: Path, file: str
+) -> None:
+    given = recipe(base, tmp_path, epochs=75, device="cpu", save_every=5)
+    run, command = tuning.prepare("poet", given, 2)
+    start, end = command.index("accelerate.commands.launch") + 1, command.index("glmchat.jobs.tune") - 1
+    words = ["--config_file", str(CONFIGS / f"{file}.yaml"), "--main_process_port", "0"]
+    command = [*command[:start], *words, *command[end:]]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def launch() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL)
+
+    def learned(more: int) -> Callable[[], bool]:
+        before = max(losses(run), default=0)
+        return lambda: max(losses(run), default=0) >= before + more
+
+    due, launcher = learned(7), launch()
+    wait_until(due, seconds=120)
+    os.kill(helper_of(run), signal.SIGKILL)
+    assert launcher.wait(60) != 0
+    last = last_record(run, "end")
+    assert run.state() == "failed" and last is not None and last["code"] == "tune.lost"
+    assert "goes on from the checkpoint of step" in last["hint"]
+    due, launcher = learned(2), launch()
+    wait_until(due, seconds=120)
+    launcher.send_signal(signal.SIGINT)
+    launcher.wait(60)
+    assert run.state() == "stopped"
+    steps = [one["step"] for one in LogReader(run.log).read() if one["kind"] == "checkpoint"]
+    assert steps[-1] == max(losses(run))
+    assert launch().wait(200) == 0
+    assert run.state() == "done" and by_name("poet") is not None
+    assert sorted(losses(run)) == list(range(1, 151))  # two an epoch
 
 
 def repeated(before: Run, **asked: Any) -> tuple[Run, dict[str, Any]]:

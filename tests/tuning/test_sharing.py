@@ -20,6 +20,9 @@ from learning import learn, losses, plain, rows_of
 from safetensors.torch import load_file
 from tiny_checkpoints import build
 
+from glmchat.core.errors import Usage
+from glmchat.tuning.sharing import sharing_of
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "docs" / "accelerate"
 COMMON = {"epochs": 1, "rows_per_step": 3, "row_tokens": 1, "learning_rate": 1e-2, "save_every": 2}
@@ -185,3 +188,13 @@ def test_what_a_run_would_not_hear_of_a_configuration_is_refused(
     config.write_text(words)
     launched(config, model, tmp_path / "runs", {"refused": COMMON})
     assert name in (tmp_path / "runs" / "refused" / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
+def test_pieces_of_another_kind_are_refused_with_the_way_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what accelerate's launcher tells its processes; on a CPU accelerate itself passes over it without a word."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(Usage) as raised:
+        sharing_of(plain())
+    assert raised.value.code == "tune.shards"
+    assert kind in raised.value.message and "FSDP" in str(raised.value.hint)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmchat.core.errors import Usage
+from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.quantize.linear import QuantLinear
@@ -21,6 +21,8 @@ from glmchat.tuning.methods.base import Method
 from glmchat.tuning.optimiser import optimiser_of
 from glmchat.tuning.order import Step
 from glmchat.tuning.settings import Settings
+
+_BACKENDS = ("gloo", "NCCL")  # in what torch says of a connection that broke
 
 
 class Sharing:
@@ -106,6 +108,18 @@ class Sharing:
         """Within it the main process has whole tensors where the model has those that learn. everything: and the
         others. changes: so has each process, and what it writes into them stays."""
         yield
+
+    def lost(self, error: RuntimeError, saved: int | None) -> Failed | None:
+        """The error for another process that is gone, where that is what torch tells. saved: the last checkpoint's."""
+        if not isinstance(error, torch.distributed.DistError) and not any(word in str(error) for word in _BACKENDS):
+            return None
+        return Failed(
+            tr("one of the {count} processes of this run is gone", count=self.processes),
+            hint=tr("the same command begins it again")
+            if saved is None
+            else tr("the same command goes on from the checkpoint of step {step}", step=saved),
+            code="tune.lost",
+        )
 
     def agreed(self, number: int) -> int:
         """The main process's, where all have to go on with the same."""
