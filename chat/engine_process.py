@@ -7,6 +7,7 @@ One that several programs share is in `shared_engine`.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -60,14 +61,17 @@ def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
 
 
 def last_words(path: Path) -> str:
-    """The last line that says something, from the log's last 8 kB; safe to show."""
+    """The last line that says something, from the log's last 8 kB; safe to show. A log that ends with what went well
+    tells no cause: whoever wrote it was killed.
+    """
     try:
         with open_file(path) as file:
             file.seek(max(0, path.stat().st_size - 8192))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return next((one_line(line.strip(), 300) for line in reversed(lines) if line.strip()), "")
+    last = next((one_line(line.strip(), 300) for line in reversed(lines) if line.strip()), "")
+    return "" if re.match(r"[\d-]{10} [\d:,]{12} (INFO|DEBUG) ", last) else last
 
 
 def process_memory(pid: int) -> int | None:
@@ -164,7 +168,7 @@ def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: s
             code="engine.signal",
         )
     return EngineDied(
-        tr("the engine exited with code {code}: {said}", code=code, said=last_words(log_file) or "-"),
+        tr("the engine exited with code {code}: {said}", code=code, said=last_words(log_file) or tr("it left no word")),
         hint=log_hint(log_file),
         code="engine.exit",
     )

@@ -204,7 +204,10 @@ class SharedEngine(RunningEngine):
             smaller = smaller_hint(self.options.require_folder(), self.options.quant, self.options.context)
             return cause_of_death(code, self.log_file, self._oom_before, smaller)
         return EngineDied(
-            tr("the engine that this program shared is gone: {said}", said=last_words(self.log_file) or "-"),
+            tr(
+                "the engine that this program shared is gone: {said}",
+                said=last_words(self.log_file) or tr("it left no word"),
+            ),
             hint=log_hint(self.log_file),
             code="engine.gone",
         )

@@ -22,6 +22,7 @@ from glmchat.chat import engine_process
 from glmchat.chat.engine_process import (
     RunningEngine,
     engine_environment,
+    last_words,
     process_memory,
     total_memory,
 )
@@ -279,3 +280,20 @@ def test_the_memory_of_a_child_is_counted_with_its_parents_and_a_process_that_is
 
 def test_the_machine_has_the_memory_that_the_system_says() -> None:
     assert total_memory() == psutil.virtual_memory().total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("2026-11-30 23:10:00,123 INFO serve: loading\n\nMemoryError\n\n", "MemoryError"),
+        (
+            "2026-11-30 23:10:00,123 ERROR serve: the file is cut\n",
+            "2026-11-30 23:10:00,123 ERROR serve: the file is cut",
+        ),
+        ("Traceback\n2026-11-30 23:10:00,123 INFO serve: ready after 9 ms\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_last_words_of_a_log_are_no_success(log: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(log)
+    assert last_words(tmp_path / "log") == said

@@ -235,3 +235,24 @@ def test_a_hit_far_down_a_long_answer_is_in_view_when_it_is_opened_and_f3_finds_
         terminal.until_seen("line 599 ", "the needle that", "line 601 ")
         terminal.press("f3")
         terminal.until_seen("line 599 ", "the needle that", "line 601 ")
+
+
+def test_what_was_searched_for_looks_the_same_in_the_chosen_row_and_below_it(model: Path) -> None:
+    with History.default() as history:
+        for title in ("first", "second"):
+            history.append(history.new(), "user", f"{title} needle in the hay")
+    with TerminalSession("run", model, columns=80, rows=24) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+f")
+        terminal.until_seen("search everything")
+        terminal.type("needle")
+        terminal.until(lambda: terminal.text.count("needle") >= 3)
+        terminal.until_still()
+        hits = []
+        for number, line in enumerate(terminal.lines):
+            if 0 <= (at := line.find("needle in the hay")) < 20:  # in the list at the left
+                cells = terminal.screen.buffer[number]
+                hits.append((cells[at].fg, cells[at].bg, cells[at + 8].bg))
+    (chosen_ink, chosen_ground, chosen_row), (ink, ground, row) = hits[:2]
+    assert (chosen_ink, chosen_ground) == (ink, ground) and ink != ground
+    assert chosen_row != row and ground not in (chosen_row, row)

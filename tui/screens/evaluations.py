@@ -321,7 +321,7 @@ def table_text(table: Mapping[str, Any], width: int, p: Palette) -> Text:
         lines.append(Text(f"{number + 1:>2}  {name}", p.body).append(how, p.quiet))
     lines += [
         Text(""),
-        Text(tr("{rows:,} rows of {data}", rows=table["rows"], data=one_line(table["data"], 200)), p.quiet),
+        Text(tr("{rows:,} rows of {data}", rows=table["rows"], data=_file_name(table["data"])), p.quiet),
     ]
     heads = [str(number) for number in range(1, len(candidates) + 1)]
     lines += _columns((tr("measure"), *heads), evaluating.value_cells(table), width, p)
@@ -332,7 +332,7 @@ def table_text(table: Mapping[str, Any], width: int, p: Palette) -> Text:
             lines.append(Text(note, p.quiet))
     for side, title in evaluating.sides(len(candidates)).items():
         for row in table["shown"][side]:
-            lines += [Text(""), Text(f"{title}: ", p.strong).append(one_line(row["place"], 200), p.quiet)]
+            lines += [Text(""), Text(f"{title}: ", p.strong).append(_file_name(row["place"]), p.quiet)]
             lines += _said(row["asked"], row["answers"], _SHOWN, p)
     return Text("\n").join(lines)
 
@@ -357,6 +357,11 @@ def row_text(
             Text(tr("(no answer yet)") if answer is None else show_controls(evaluating.said(answer)), p.body),
         ]
     return Text("\n").join(lines)
+
+
+def _file_name(place: str) -> str:
+    """Without its folders, which the row whole shows."""
+    return one_line(Path(place).name, 120)
 
 
 def _said(asked: str, answers: Sequence[Mapping[str, Any]], most: int, p: Palette) -> list[Text]:

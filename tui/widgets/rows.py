@@ -49,5 +49,8 @@ class Rows(Steady, OptionList):
         over = TURNED if self.app.no_color else palette.selected
         ink = Style(color=palette.accent or None, bold=True)
         cells = [Segment(gutter.text, (gutter.style or Style()) + ink + over)]
-        cells += [Segment(text, (style or Style()) + over, control) for text, style, control in strip]
+        hit = palette.hit_style.bgcolor  # what was searched for keeps its ground: its ink is made for that
+        for text, style, control in strip:
+            own = style or Style()
+            cells.append(Segment(text, own if hit and own.bgcolor == hit else own + over, control))
         return Strip(cells, len(MARK) + strip.cell_length)
