@@ -115,6 +115,17 @@ def _page_cache(folder: Path) -> int:
     return total
 
 
+def peak_memory() -> int:
+    """The most bytes that this process has held. Linux's ru_maxrss begins with what held whoever started it."""
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
 def oom_kills() -> int | None:
     """Processes of this cgroup that the kernel killed for memory, ever; None where that cannot be read.
 

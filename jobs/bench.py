@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import psutil
 import torch
 
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.machine import available_memory
+from glmchat.core.machine import available_memory, peak_memory
 from glmchat.core.messages import Sampling
 from glmchat.engine.engine import Engine
 from glmchat.jobs.lines import Request, Tell, run
@@ -94,8 +93,7 @@ def bench(
         "weights_bytes": weights,
         "read_bytes_per_second": bus,
         "decode_fraction": best_decode * weights / bus,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        "peak_rss_bytes": peak_memory(),
     }
 
 

@@ -19,7 +19,7 @@ import torch
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.files import open_file, read_text
 from glmchat.core.language import tr
-from glmchat.core.machine import available_memory
+from glmchat.core.machine import available_memory, peak_memory
 from glmchat.core.text import human_bytes
 from glmchat.engine.formats.weights import trim
 from glmchat.tuning.forward import Flat, layers_of
@@ -257,6 +257,4 @@ def peak_bytes(device: str) -> int:
     """The most that this process has held so far."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()

@@ -207,7 +207,8 @@ class _Run:
         self.model.eval()
         with self.sharing.reading(), self.method.in_force():
             logits = self.model(torch.tensor(ids, device=self.device))[-1].float().cpu()
-            return Probe(ids, logits, self.method.effects())
+        with self.sharing.whole(everything=self.settings.dora):  # the lengths of a DoRA come of the base, too
+            return Probe(ids, logits, self.method.effects()) if self.main else None
 
     # Before the first step
 

@@ -203,7 +203,7 @@ def test_where_rows_are_few_keys_take_one(model: Path, lang: str, columns: int, 
 def test_the_help_breaks_no_line_between_a_key_and_what_it_does(
     model: Path, lang: str, columns: int, pairs: tuple[str, ...]
 ) -> None:
-    with TerminalSession("--lang", lang, "run", model, columns=columns) as terminal:
+    with TerminalSession("--lang", lang, "run", model, columns=columns, rows=60) as terminal:
         terminal.until(lambda: "Ctrl+P" in hints(terminal))
         terminal.press("f1")
         terminal.until(lambda: all(any(pair in line for line in terminal.lines) for pair in pairs))
@@ -216,7 +216,7 @@ def test_the_help_breaks_no_line_between_a_key_and_what_it_does(
         "其中 Enter 打开，r 重命名，p 置顶，d 删除；o 单次问答、/ 搜索 · Esc 关闭",
     ],
 )
-@pytest.mark.parametrize("width", [*range(24, 60), 200])
+@pytest.mark.parametrize("width", [*range(26, 60), 200])
 def test_keys_and_their_words_stay_together_in_rows_that_fit(words: str, width: int) -> None:
     found = key_rows(words, width, whole=width)
     assert "".join(found).replace(" ", "") == words.replace(" ", "")
