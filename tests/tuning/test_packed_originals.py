@@ -50,7 +50,7 @@ def gradients(folder: Path, asked: dict[str, Any]) -> tuple[float, dict[str, tor
             value.copy_(torch.randn(value.shape, generator=noise) * 0.05)
     spec = checkpoint.spec
     start = [5, 9, 17]
-    if not spec.causal:
+    if spec.bos_id is not None and not spec.causal:
         start += [spec.extra["gmask_id"], spec.bos_id]
     ids = (*start, 33, 7, 50)
     row = Example(ids, (False,) * len(start) + (True,) * 3, (), Place("drawn", 1))
