@@ -2,7 +2,8 @@
 
     python tests/pretend_tune.py FOLDER [--go]
 
-What it does stands in $GLMCHAT_PRETEND: steps; rest (seconds a step); fail (a step); die (a step); plan_fails.
+What it does stands in $GLMCHAT_PRETEND: steps; rest (seconds a step); fail (a step); die (a step); plan_fails; until
+(a file: the last step waits for it).
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def main() -> None:
     log({"kind": "start", "step": first})
     for step in range(first, pretend["steps"] + 1):
         time.sleep(rest)
+        while step == pretend["steps"] and "until" in pretend and not Path(pretend["until"]).exists():
+            time.sleep(0.01)
         loss = 3 * math.exp(-step / 9)
         log({"kind": "step", "step": step, "steps": pretend["steps"], "epoch": step / 4, "loss": loss, "lr": 2e-4,
              "grad_norm": 0.5, "tokens": 400 * step, "tokens_per_second": 123.4, "memory": 1 << 30,
