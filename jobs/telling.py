@@ -35,6 +35,7 @@ class Teller:
         self.run = run
         self.told = 0  # signals
         self.learning = False
+        self.over = False  # its end is told, and stays the last word
         self._progress = Progress()
         self._progress.add(LogReader(run.log).read())
         self._log = LogWriter(run.log) if IS_MAIN else None
@@ -53,6 +54,8 @@ class Teller:
 
     def hear(self, number: int, frame: object) -> None:
         """A signal: before it learns there is nothing to save."""
+        if self.over:
+            return
         self.told += 1
         if not self.learning or self.told > 1:
             with suppress(OSError):
@@ -72,6 +75,7 @@ class Teller:
 
     def end(self, state: Any, problem: GlmchatError | None = None, **facts: Any) -> None:
         """The last record, and the last word of state.json. What the full disk does not take is told by its absence."""
+        self.over = True
         told = {} if problem is None else problem.to_json()
         try:
             self({"kind": "end", "state": state, **told, **facts})
