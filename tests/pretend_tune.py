@@ -65,7 +65,7 @@ def main() -> None:
     for step in range(first, pretend["steps"] + 1):
         time.sleep(rest)
         while step == pretend["steps"] and "until" in pretend and not Path(pretend["until"]).exists():
-            time.sleep(0.01)
+            time.sleep(rest)
         loss = 3 * math.exp(-step / 9)
         log({"kind": "step", "step": step, "steps": pretend["steps"], "epoch": step / 4, "loss": loss, "lr": 2e-4,
              "grad_norm": 0.5, "tokens": 400 * step, "tokens_per_second": 123.4, "memory": 1 << 30,
