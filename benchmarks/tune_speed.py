@@ -127,7 +127,7 @@ def _large(given: argparse.Namespace) -> dict[str, Any]:
     from glmchat.tuning.forward import Flat, load_base
     from glmchat.tuning.methods import method_of
     from glmchat.tuning.optimiser import optimiser_of
-    from glmchat.tuning.trainer import Learner
+    from glmchat.tuning.setup import Learner
 
     settings = _settings(given, targets=given.targets if given.targets == "all-linear" else (given.targets,))
     begun = time.perf_counter()

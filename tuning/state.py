@@ -27,6 +27,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.tuning.pieces import cut_as
 
+CHECKPOINTS = "checkpoints"  # their folder in that of the run
 STATE, OPTIMISER, GENERATOR = "state.json", "optimiser.safetensors", "generator.safetensors"
 _NAME = re.compile(r"step-(\d{8})")
 

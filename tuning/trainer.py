@@ -7,29 +7,25 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
-from glmchat.engine.quantize.linear import kernels_in
-from glmchat.tuning import faults, predict, state, timing
+from glmchat.tuning import faults, predict, state
 from glmchat.tuning.examples import Example
-from glmchat.tuning.forward import Flat, flatten, learned_of, load_base
-from glmchat.tuning.methods import method_of
-from glmchat.tuning.methods.base import Method
-from glmchat.tuning.order import Step, fullness, rate_at, read_through, steps_of, worst_of
-from glmchat.tuning.samples import Question, Sampler
+from glmchat.tuning.forward import flatten, learned_of
+from glmchat.tuning.order import Step, rate_at
+from glmchat.tuning.planning import PROBED, Within, plan
+from glmchat.tuning.samples import Question
 from glmchat.tuning.settings import Settings
-from glmchat.tuning.sharing import sharing_of
+from glmchat.tuning.setup import Setup
 
 Tell = Callable[[dict[str, Any]], None]
-CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
-_PROBED = 64  # tokens
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +62,6 @@ class Result:
         return {**facts, "adapter": str(self.adapter)}
 
 
-class Learner(nn.Module):
-    """The model as one call from documents to a loss, which is what several processes need to agree on gradients."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.model, self.beside = method.model, method.beside  # so that their parameters are this module's
-        self.method = method
-        self.by_layer = False
-
-    def forward(self, flat: Flat) -> torch.Tensor:
-        return self.method.loss(flat, by_layer=self.by_layer)
-
-
 def train(
     model_folder: Path,
     dataset: Sequence[Example],
@@ -89,7 +72,7 @@ def train(
     *,
     evaluation: Sequence[Example] = (),
     questions: Sequence[Question] = (),
-    within: tuple[float, Callable[[int], Settings]] | None = None,
+    within: Within | None = None,
     beginning: float = 0.0,
 ) -> Result:
     """Teach the model `dataset` by the method of the settings; everything written is below `folder`.
@@ -102,7 +85,7 @@ def train(
     return _Run(model_folder, dataset, settings, folder, tell, evaluation, questions, within, beginning).go(stop)
 
 
-class _Run:
+class _Run(Setup):
     def __init__(
         self,
         model_folder: Path,
@@ -112,31 +95,12 @@ class _Run:
         tell: Tell,
         evaluation: Sequence[Example],
         questions: Sequence[Question],
-        within: tuple[float, Callable[[int], Settings]] | None = None,
+        within: Within | None = None,
         beginning: float = 0.0,
     ) -> None:
-        self.settings, self.folder, self.dataset, self.evaluation = settings, folder, dataset, evaluation
-        self.within = within
-        self.sharing = sharing_of(settings)
-        self.device, self.main = self.sharing.device, self.sharing.main
+        super().__init__(model_folder, dataset, settings, evaluation, questions)
+        self.folder, self.within, self.beginning = folder, within, beginning
         self.tell: Tell = tell if self.main else lambda event: None
-        self.lengths, self.learned, self.fingerprint = read_through(dataset)
-        self.steps = steps_of(self.lengths, settings)
-        begun = time.perf_counter()
-        self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device, self.sharing.home)
-        self.reading_back = beginning + time.perf_counter() - begun
-        self.sharing.refuse_model(self.model)
-        self.kernel = "+".join(kernels_in(self.model)) or "dense"
-        self.method = method_of(self.checkpoint, self.model, settings)
-        self._refuse_too_long()
-        self._refuse_other_rows()
-        self.weights = [1] * len(self.lengths) if self.method.learns_pairs else self.learned
-        self.model.train()
-        self.learner = Learner(self.method)
-        self.sampler: Sampler | None = None
-        if questions and (self.main or self.sharing.in_step):
-            agreed = self.sharing.agreed
-            self.sampler = Sampler(self.checkpoint, self.model, questions, settings.sample_tokens, agreed)
         self.done, self.tokens, self.loss = 0, 0, math.nan
         self.evaluated: float | None = None
         self.guard = faults.Guard(far=self.method.far)
@@ -152,7 +116,8 @@ class _Run:
 
     def _go(self, stop: Callable[[], bool]) -> Result:
         started = time.perf_counter()
-        prediction = self._predict()
+        planned = plan(self, self.folder, self.within, self.beginning)
+        self.tell(planned)
         self._resume()
         self.sharing.join()
         stopped, begun = False, time.perf_counter()
@@ -190,7 +155,7 @@ class _Run:
                 "computed": str(self.method.dtype).removeprefix("torch."),
                 "makes": self.method.makes,
                 "stored": str(self.method.stored).removeprefix("torch."),
-                "prediction": prediction.to_json(),
+                "prediction": planned["prediction"],
                 "peak": predict.peak_bytes(self.device),
                 "seconds": learned_in,
                 "data": self.fingerprint,
@@ -203,147 +168,12 @@ class _Run:
         """Of the beginning of the first row."""
         if not self.main and not self.sharing.in_step:
             return None
-        ids = self.dataset[0].ids[: min(_PROBED, self.dataset[0].lengths[0])]
+        ids = self.dataset[0].ids[: min(PROBED, self.dataset[0].lengths[0])]
         self.model.eval()
         with self.sharing.reading(), self.method.in_force():
             logits = self.model(torch.tensor(ids, device=self.device))[-1].float().cpu()
         with self.sharing.whole(everything=self.settings.dora):  # the lengths of a DoRA come of the base, too
             return Probe(ids, logits, self.method.effects()) if self.main else None
-
-    # Before the first step
-
-    def _refuse_too_long(self) -> None:
-        context, virtual = self.checkpoint.spec.context, self.method.virtual
-        long = [number for number, length in enumerate(self.lengths) if length + virtual > context]
-        longest = max((self.dataset[n] for n in long), key=lambda example: max(example.lengths), default=None)
-        if longest is not None and max(longest.lengths) + virtual > context:
-            said = {"place": str(longest.place), "length": max(longest.lengths), "context": context}
-            raise Usage(
-                tr(
-                    "{place} has {length:,} tokens, and the model reads {context:,} at most, {virtual:,} of them the "
-                    "prefix",
-                    **said,
-                    virtual=virtual,
-                )
-                if virtual
-                else tr("{place} has {length:,} tokens, and the model reads {context:,} at most", **said),
-                hint=tr("cut rows with --max-length {context}", context=context - virtual)
-                if context - virtual > 1
-                else tr("take a shorter prefix: --prefix-length"),
-                code="tune.length",
-            )
-
-    def _refuse_other_rows(self) -> None:
-        first = (rows[0] for rows in (self.dataset, self.evaluation) if rows)  # a reading of data gives one kind alone
-        found = next((each for each in first if bool(each.second) != self.method.learns_pairs), None)
-        if found is not None:
-            what = tr("a pair of answers") if found.second else tr("a single answer")
-            raise Usage(
-                tr("{place} is {what}, and the method {method} learns none", place=str(found.place), what=what,
-                   method=self.settings.method),
-                hint=tr("pairs of a better and a worse answer are learned by --method dpo, and by it alone"),
-                code="tune.rows",
-            )  # fmt: skip
-
-    def _predict(self) -> predict.Prediction:
-        """Memory by arithmetic, then two passes over the pass that needs most: what fails for memory fails now."""
-        worst = worst_of(self.steps, self.lengths)
-        # First: torch imports much for its first update.
-        update = timing.of_update(list(self.method.parameters.values()))
-        growth = predict.measure(self.method, self._opening(), self._all_lengths())
-        self.sharing.cut(self.learner, self.method, self.settings)
-        growth = replace(growth, learning=self.sharing.learning_bytes(growth.learning))
-        lengths = [length for number in worst for length in self.dataset[number].lengths]
-        settings = self.settings
-        sides = 2 if self.method.learns_pairs else 1
-        found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device, sides=sides)
-        self.learner.by_layer = found.by_layer
-        state.require_room(self.folder, self.folder / CHECKPOINTS, self.method.disk(settings.keep))
-        costs = replace(self._costs(worst), update=update)
-        if self.within is not None:
-            self._fit(costs, *self.within)
-        total = sum(self.lengths[number] for step in self.steps for number in step.documents)
-        found = predict.timed(found, costs.speed, self._seconds(costs))
-        learning, numbers = self.method.count()
-        self.tell(
-            {
-                "kind": "plan",
-                "steps": len(self.steps),
-                "documents": len(self.lengths),
-                "epochs": sum(len(step.documents) for step in self.steps) / len(self.lengths),
-                "passes": sum(len(step.passes) for step in self.steps),
-                "row_tokens": settings.row_tokens,
-                "full": fullness(self.steps, self.lengths, settings.row_tokens),
-                "tokens": total,
-                "learned": sum(self.learned),
-                "learning": learning,
-                "numbers": numbers,
-                "layers": self.method.layers,
-                "checkpointing": found.by_layer,
-                "dtype": str(self.method.dtype).removeprefix("torch."),
-                "makes": self.method.makes,
-                "moments": settings.moments,
-                "stored": str(self.method.stored).removeprefix("torch."),
-                "disk": self.method.disk(settings.keep),
-                "threads": self.threads,
-                "kernel": self.kernel,
-                "processes": self.sharing.processes,
-                "sharing": self.sharing.kind,
-                "prediction": found.to_json(),
-            }
-        )
-        return found
-
-    def _all_lengths(self) -> set[int]:
-        """Of passes, and of documents that are judged, one a pass."""
-        passes = {sum(self.lengths[number] for number in each) for step in self.steps for each in step.passes}
-        return passes.union(len(example.ids) for example in self.evaluation)
-
-    def _costs(self, worst: Sequence[int]) -> timing.Costs:
-        def run(numbers: Sequence[int]) -> None:
-            self.learner(self._flat(numbers)).backward()
-            self.learner.zero_grad(set_to_none=True)
-
-        self._seed(0)
-        found = timing.of_passes(run, worst, timing.usual_pass(self.steps, self.lengths), self.lengths)
-        learning, mean = list(self.method.parameters.values()), sum(self.learned) // len(self.learned)
-        with self.sharing.reading(), self.method.in_force():
-            answers = self.sampler.seconds(mean) if self.sampler is not None else 0.0
-        return replace(
-            found,
-            evaluation=self._seconds_of_evaluation(),
-            answers=answers,
-            checkpoint=timing.of_checkpoint(learning),
-            ending=self.reading_back + 2 * (found.each_pass + found.each_token * _PROBED),
-        )
-
-    def _seconds_of_evaluation(self) -> float:
-        """From one of its rows, of a usual length."""
-        if not self.evaluation:
-            return 0.0
-        rows = sorted(self.evaluation, key=lambda example: len(example.ids))
-        usual = flatten([rows[len(rows) // 2]], self.device)
-        with torch.no_grad():
-            seconds = timing.second(lambda: self.learner(usual))
-        return seconds / len(usual.ids) * sum(len(example.ids) for example in rows)
-
-    def _seconds(self, costs: timing.Costs) -> float:
-        return costs.seconds(self.steps, self.lengths, self.settings, self.sharing.processes)
-
-    def _fit(self, costs: timing.Costs, minutes: float, settings_of: Callable[[int], Settings]) -> None:
-        """As many steps as the minutes have room for, by what was measured."""
-        for _ in range(4):  # what is done between the steps grows with them by leaps
-            steps = max(1, int(len(self.steps) * 60 * minutes / max(self._seconds(costs), 1e-9)))
-            steps = int(self.sharing.summed(torch.tensor(steps * self.main)))  # each measured; the main one's holds
-            self.settings = settings_of(steps)
-            self.steps = steps_of(self.lengths, self.settings)
-
-    def _opening(self) -> list[int]:
-        """The beginning of a document, up to the first token that is learned: that may be the one that a ChatGLM-6B
-        cannot do without."""
-        example = self.dataset[min(range(len(self.lengths)), key=lambda number: self.lengths[number])]
-        first = next((at for at, counts in enumerate(example.learned) if counts), len(example.ids) - 1)
-        return list(example.ids[: first + 1])
 
     def _record(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be gone on with."""
@@ -360,7 +190,7 @@ class _Run:
         }
 
     def _resume(self) -> None:
-        saved = state.newest(self.folder / CHECKPOINTS)
+        saved = state.newest(self.folder / state.CHECKPOINTS)
         if saved is None:
             return
         record, own = saved.position.get("run"), self._record()
@@ -384,13 +214,6 @@ class _Run:
 
     # Steps
 
-    def _flat(self, numbers: Sequence[int]) -> Flat:
-        return flatten([self.dataset[number] for number in numbers], self.device)
-
-    def _seed(self, step: int) -> None:
-        """Dropout of a step is a function of the seed and the step: neither samples nor evaluations move it."""
-        torch.manual_seed((self.settings.seed * 1_000_003 + step * 8191 + self.sharing.index) % (1 << 63))
-
     def _step(self, step: Step) -> None:
         begun = time.perf_counter()
         sharing, own = self.sharing, self.sharing.passes_of(step)
@@ -398,12 +221,12 @@ class _Run:
         for group in sharing.optimiser.param_groups:
             group["lr"] = rate
         weight = max(1, sum(self.weights[number] for number in step.documents))
-        self._seed(step.number)
+        self.seed(step.number)
         total, measured = torch.zeros((), dtype=torch.float64), torch.zeros_like(self.method.measured)
         for index, numbers in enumerate(own):
             self.method.measured.zero_()
             with sharing.between(last=index == len(own) - 1):
-                loss = sharing.call(self._flat(numbers or step.passes[-1]))
+                loss = sharing.call(self.flat(numbers or step.passes[-1]))
                 sharing.backward(loss * (sharing.processes / weight if numbers else 0.0))
             if numbers:
                 total += loss.detach().double().cpu()
@@ -504,7 +327,7 @@ class _Run:
             "guard": self.guard.to_json(),
             "epoch": self.steps[self.done - 1].epoch if self.done else 0,
         }
-        places, generator = self.folder / CHECKPOINTS, torch.get_rng_state()
+        places, generator = self.folder / state.CHECKPOINTS, torch.get_rng_state()
         state.save(places, self.done, position, moments, generator, self.method.save, self.settings.keep)
         self.saved = self.done
         self.tell({"kind": "checkpoint", "step": self.done})

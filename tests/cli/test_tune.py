@@ -1,6 +1,6 @@
 """`glmchat tune` from outside: the plan, the run, the ends of both, and what is refused before anything is loaded.
 
-Covers cli/tune.py, chat/recipe.py, chat/tuning.py, chat/tuning_words.py.
+Covers cli/tune.py, cli/runs.py, chat/recipe.py, chat/tuning.py, chat/tuning_words.py.
 
 The program is tests/pretend_tune.py; jobs/tune.py has tests of its own.
 """
