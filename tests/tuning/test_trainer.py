@@ -1,7 +1,7 @@
 """A run against transformers' Trainer with PEFT: the same losses, step by step, and an adapter that PEFT reads.
 
-Covers tuning/trainer.py, tuning/setup.py, tuning/planning.py, tuning/order.py, tuning/settings.py, tuning/methods/base.py,
-tuning/methods/lora.py.
+Covers tuning/trainer.py, tuning/setup.py, tuning/planning.py, tuning/order.py, tuning/settings.py,
+tuning/methods/base.py, tuning/methods/lora.py.
 """
 
 from __future__ import annotations
