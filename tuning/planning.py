@@ -31,7 +31,7 @@ def plan(setup: Setup, folder: Path, within: Within | None = None, beginning: fl
     worst = worst_of(setup.steps, setup.lengths)
     # First: torch imports much for its first update.
     update = timing.of_update(list(method.parameters.values()))
-    growth = predict.measure(method, _opening(setup), _all_lengths(setup))
+    growth = predict.measure(method, opening(setup), _all_lengths(setup))
     sharing.cut(setup.learner, method, setup.settings)
     growth = replace(growth, learning=sharing.learning_bytes(growth.learning))
     lengths = [length for number in worst for length in setup.dataset[number].lengths]
@@ -122,7 +122,7 @@ def _fit(setup: Setup, costs: timing.Costs, minutes: float, settings_of: Callabl
         setup.plan_steps(settings_of(steps))
 
 
-def _opening(setup: Setup) -> list[int]:
+def opening(setup: Setup) -> list[int]:
     """The beginning of a document, up to the first token that is learned: that may be the one that a ChatGLM-6B cannot
     do without."""
     example = setup.dataset[min(range(len(setup.lengths)), key=lambda number: setup.lengths[number])]

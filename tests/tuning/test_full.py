@@ -24,6 +24,7 @@ from glmchat.tuning import predict, state
 from glmchat.tuning.forward import flatten, load_base
 from glmchat.tuning.methods.full import learning_of
 from glmchat.tuning.optimiser import HalfAdamW, rounded
+from glmchat.tuning.planning import opening
 from glmchat.tuning.trainer import _Run
 
 
@@ -271,7 +272,7 @@ def test_memory_of_weights_gradients_and_moments_is_told(tmp_path: Path) -> None
     folder, data = build("llama", tmp_path / "base"), documents("llama", 4)
     for moments, each in (("float32", 12), ("bfloat16", 8)):
         run = _Run(folder, data, whole(steps=1, moments=moments), tmp_path / moments, print, (), ())
-        growth = predict.measure(run.method, run._opening())
+        growth = predict.measure(run.method, opening(run))
         assert growth.learning == each * run.method.count()[0]
 
 
