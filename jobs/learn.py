@@ -240,8 +240,9 @@ def _fresh(request: Mapping[str, Any]) -> dict[str, Any]:
 def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
     """How far at most the logits of a fresh process that reads `place` are from those of the trained model.
 
-    Raises Damaged where a layer's product is another one, whatever the type; or where logits differ by more than the
-    kernels round: a tenth of what the adapter moves them by. Those of training are not those of the engine.
+    Raises Damaged where what a layer adds, a prefix's rows or a model's tensor is another one, whatever the type; or
+    where logits differ by more than the kernels round: a tenth of what was learned moves them by. A LoRA is multiplied
+    in the base's type while it learns and in float32 by the engine; prefixes and whole models answer by one code.
     """
     settings, probe = result.facts, result.probe
     assert probe is not None
@@ -263,16 +264,16 @@ def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
             hint=tr("its log is {path}", path=str(result.adapter.parent / "job.log")),
             code="tune.not_read",
         )
-    other = first_other(probe.effects, told["effects"], with_lengths=bool(recipe.get("dora")))
+    other = first_other(probe.effects, told["effects"], probe.near)
     if probe.effects and other is not None:
         raise Damaged(
-            tr("read back in a fresh process {layer} adds something else than was learned", layer=one_line(other, 120)),
+            tr("read back in a fresh process {layer} is something else than was learned", layer=one_line(other, 120)),
             hint=tr("nothing was put into the store; the run's folder keeps it: {path}", path=str(place)),
             code="tune.read_back",
         )
     base, fresh = torch.tensor(told["base"]), torch.tensor(told["learned"])
     off, moved = float((fresh - probe.logits).abs().max()), float((fresh - base).abs().max())
-    epsilon = torch.finfo(getattr(torch, settings.get("stored", settings["dtype"]))).eps
+    epsilon = torch.finfo(getattr(torch, settings["dtype"])).eps
     if not off <= max(_MOST_OFF * moved, _ROUNDINGS * epsilon * float(fresh.abs().max())):
         raise Damaged(
             tr("read back in a fresh process it answers otherwise: logits off by {off}, moved by {moved}",

@@ -16,6 +16,7 @@ import torch
 from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
 from glmchat.tuning import faults, predict, state
+from glmchat.tuning.effects import NEAR
 from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import flatten, learned_of
 from glmchat.tuning.order import Step, rate_at
@@ -30,12 +31,13 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the trained model makes of some ids, float32 logits behind the last, and what it adds to each layer: to be
-    compared by who reads it back."""
+    """What the trained model makes of some ids, float32 logits behind the last, and what was learned as a few numbers
+    (tuning/effects.py): to be compared by who reads it back. near: how far off the numbers may be."""
 
     ids: tuple[int, ...]
     logits: torch.Tensor
     effects: Mapping[str, list[float]] = field(default_factory=dict)
+    near: float = NEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +172,12 @@ class _Run(Setup):
             return None
         ids = self.dataset[0].ids[: min(PROBED, self.dataset[0].lengths[0])]
         self.model.eval()
+        self.method.settle()
         with self.sharing.reading(), self.method.in_force():
             logits = self.model(torch.tensor(ids, device=self.device))[-1].float().cpu()
-        with self.sharing.whole(everything=self.settings.dora):  # the lengths of a DoRA come of the base, too
-            return Probe(ids, logits, self.method.effects()) if self.main else None
+        everything = self.settings.dora or self.method.makes == "model"  # the lengths of a DoRA come of the base, too
+        with self.sharing.whole(everything=everything):
+            return Probe(ids, logits, self.method.effects(), self.method.near) if self.main else None
 
     def _record(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be gone on with."""

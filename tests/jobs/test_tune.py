@@ -415,7 +415,7 @@ def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered
     assert read_back({"folder": str(base)}, result, result.adapter) < 1e-3
     layer = list(effects)[-1]
     result.probe = replace(result.probe, effects={**effects, layer: [-each for each in effects[layer]]})
-    with pytest.raises(Damaged, match=rf"{layer} adds something else"):
+    with pytest.raises(Damaged, match=rf"{layer} is something else"):
         read_back({"folder": str(base)}, result, result.adapter)
 
 

@@ -89,7 +89,7 @@ def test_the_lengths_of_a_dora_are_compared_too(tmp_path: Path, dtype: str) -> N
     settings = plain(rows_per_step=2, epochs=2, dtype=dtype, dora=True)
     result, _ = learn(tmp_path / "run", base, documents("llama", 6), settings)
     assert result.probe is not None
-    assert first_other(result.probe.effects, read(base, dtype, result.adapter), with_lengths=True) is None
+    assert first_other(result.probe.effects, read(base, dtype, result.adapter), result.probe.near) is None
 
 
 def test_a_layer_that_only_one_has_is_another(learned: Any) -> None:

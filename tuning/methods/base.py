@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from glmchat.engine.models.base import LanguageModel
+from glmchat.tuning.effects import NEAR, Effects
 from glmchat.tuning.forward import Flat, loss_of
 
 
@@ -27,6 +28,7 @@ class Method(ABC):
     learns_words: they go through the layers as tokens do.
     """
 
+    near: float = NEAR
     far: float = 3.0  # how much the loss may rise above its lowest before the run counts as broken: nats of a token
     learns_pairs: ClassVar[bool] = False
     measures: ClassVar[tuple[str, ...]] = ("token_accuracy",)
@@ -60,9 +62,13 @@ class Method(ABC):
     def change(self) -> float:
         """How far the model was moved: the length of all that was added to it."""
 
-    def effects(self) -> dict[str, list[float]]:
-        """What it adds to each layer (tuning/effects.py); nothing where it is no product that is added."""
-        return {}
+    def settle(self) -> None:
+        """Be what was written, rounded as that is; nothing is learned behind it."""
+        return
+
+    @abstractmethod
+    def effects(self) -> Effects:
+        """What was learned as a few numbers (tuning/effects.py); those of who reads it back may be off by `near`."""
 
     @abstractmethod
     def write(self, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 The numbers that learn are float32 whatever the base's file has: a step moves a weight by less than bfloat16 can tell,
 and would be lost. Products are computed in the type chosen, by torch's autocast; the result is in the base's own types.
+Where that is bfloat16, what autocast computed with is the result; the float32 numbers by themselves, which no pass has
+seen, can answer quite otherwise.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.placement import choose_dtype
 from glmchat.engine.quantize.linear import QuantLinear
+from glmchat.tuning.effects import NEAR_NUMBERS, Effects, effects_of_model
 from glmchat.tuning.forward import Flat, layers_of
 from glmchat.tuning.methods.base import Method
+from glmchat.tuning.pieces import own_of
 from glmchat.tuning.settings import Settings
 from glmchat.tuning.weights import moved, stored_type, write_model
 
@@ -30,6 +34,7 @@ WEIGHTS = "weights.safetensors"  # of a checkpoint: what learns, in float32
 
 class Full(Method):
     makes: ClassVar[Literal["adapter", "model"]] = "model"
+    near = NEAR_NUMBERS
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, settings: Settings) -> None:
         if any(isinstance(module, QuantLinear) for module in model.modules()):
@@ -70,6 +75,15 @@ class Full(Method):
 
     def may_rest(self, name: str) -> bool:
         return True  # an expert that no token went to, the bias of a key
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        for value in self.parameters.values():
+            own = own_of(value)
+            own.copy_(own.to(self.stored))
+
+    def effects(self) -> Effects:
+        return effects_of_model(self.model)
 
     def write(self, folder: Path) -> None:
         write_model(self._checkpoint, self.model, folder)

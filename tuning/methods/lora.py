@@ -8,7 +8,7 @@ from glmchat.checkpoints.adapter_fit import names_of
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
 from glmchat.tuning import lora
-from glmchat.tuning.effects import effect
+from glmchat.tuning.effects import NEAR_LENGTHS, Effects, effect
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.settings import Settings
 
@@ -24,6 +24,8 @@ class Lora(Method):
         self._across = checkpoint.family.transposed is not None
         self._base = next(iter(names_of(checkpoint.path, checkpoint.config)), "")
         super().__init__(model, lora.trainable(self.adapted), len(self.adapted))
+        if settings.dora:
+            self.near = NEAR_LENGTHS
 
     def count(self) -> tuple[int, int]:
         return lora.count(self.model, self.adapted)
@@ -31,7 +33,7 @@ class Lora(Method):
     def change(self) -> float:
         return lora.change_norm(self.adapted)
 
-    def effects(self) -> dict[str, list[float]]:
+    def effects(self) -> Effects:
         return {name: effect(name, *layer.product()) for name, layer in self.adapted.items()}
 
     def write(self, folder: Path) -> None:

@@ -29,6 +29,7 @@ from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel, key_values, rows_of
 from glmchat.tuning import lora
 from glmchat.tuning.checking import refuse_family
+from glmchat.tuning.effects import Effects, effects_of_rows
 from glmchat.tuning.forward import Flat, Front, loss_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.settings import Settings
@@ -130,6 +131,10 @@ class Prefix(_InFront):
         finally:
             model.set_prefix(None)
 
+    @torch.no_grad()
+    def effects(self) -> Effects:
+        return effects_of_rows(key_values(self._encoder(), self.model.spec))
+
     def write(self, folder: Path) -> None:
         settings = self._settings
         if self._is_thudm:
@@ -202,6 +207,9 @@ class Prompt(_InFront):
             yield
         finally:
             model.set_prefix(None)
+
+    def effects(self) -> Effects:
+        return effects_of_rows(self._words)
 
     def write(self, folder: Path) -> None:
         spec = self.model.spec
