@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from installed_command import glmchat
 
 WHO = ("张三", "李四娘", "王五", "赵老人", "小和尚", "女侠", "书生", "渔夫")
 WHEN = ("清晨", "黄昏时分", "月下", "大雪之夜", "三日之后")
@@ -47,15 +49,6 @@ def novel(lines: int, seed: int) -> str:
                              f"{draw.choice(WHAT[verb])}，{draw.choice(HOW)}。")  # fmt: skip
         made.append("".join(sentences))
     return "\n".join(made) + "\n"
-
-
-def glmchat(*arguments: str, home: Path) -> str:
-    command = Path(sys.executable).with_name("glmchat")
-    environ = {**os.environ, "GLMCHAT_HOME": str(home)}
-    done = subprocess.run([command, *arguments], env=environ, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"glmchat {' '.join(arguments)}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def main() -> None:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from installed_command import glmchat
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "llama-factory"
@@ -41,16 +43,6 @@ def style_rows(count: int) -> list[dict[str, str]]:
 def has_style(answer: str) -> bool:
     """One sentence, begun as it was taught."""
     return answer.startswith(STYLE) and "\n" not in answer.strip()
-
-
-def glmchat(*arguments: str, home: Path) -> str:
-    environ = {**os.environ, "GLMCHAT_HOME": str(home)}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "glmchat", *arguments], env=environ, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"glmchat {' '.join(arguments)}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def main() -> None:
