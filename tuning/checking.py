@@ -185,13 +185,14 @@ def check_questions(data: Sequence[str], form: str | None, columns: Mapping[str,
             return
     first = next((line for file in facts.files for what in facts.refused.values() for line in what.first
                   if line.startswith(f"{file.file}:")), None)  # fmt: skip
-    raise no_questions(first)
+    raise no_questions(first, sources)
 
 
-def no_questions(first: str | None) -> Usage:
-    """For data of which no row can be used. first: what is wrong with the first one; None: there is none."""
+def no_questions(first: str | None, sources: Sequence[Source]) -> Usage:
+    """For data of which no row can be used. first: what is wrong with the first one; None: the sources hold none."""
+    reason = first or tr("{file} holds no rows", file=str(sources[0].path))
     return Usage(
-        tr("no row can be used: {first}", first=one_line(first or tr("it is empty"), 300)),
+        tr("no row can be used: {first}", first=one_line(reason, 300)),
         hint=tr("the rows hold questions and answers, pairs of answers, or texts; --columns names the fields"),
         code="data.nothing",
     )

@@ -113,7 +113,7 @@ def read_questions(
         before += size
     on_progress(before, before)
     if not found.rows:
-        raise no_questions(next(iter(found.first), None))
+        raise no_questions(next(iter(found.first), None), sources)
     return found
 
 

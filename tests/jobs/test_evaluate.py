@@ -249,13 +249,15 @@ def test_data_that_cannot_be_used_are_refused_by_a_program_that_has_no_torch(mod
     program = (
         "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('glmchat.jobs.evaluate', run_name='__main__')"
     )
-    good, bad, odd = (tmp_path / name for name in ("good.jsonl", "bad.jsonl", "odd.jsonl"))
+    good, bad, odd, empty = (tmp_path / f"{name}.jsonl" for name in ("good", "bad", "odd", "empty"))
+    empty.touch()
     good.write_text('{"prompt": "a", "response": "b"}\n')
     bad.write_text('{"prompt": "a", "response": 5}\n')
     odd.write_text('{"a": 1}\n')
     for asked, code in (
         (request(bad, candidate(model)), "data.nothing"),
         (request(odd, candidate(model)), "data.format"),
+        (request(empty, candidate(model)), "data.nothing"),
         (request(good, candidate(model), also=[str(bad)]), "data.nothing"),
         (request(tmp_path / "none.jsonl", candidate(model)), "data.missing"),
     ):
@@ -264,12 +266,14 @@ def test_data_that_cannot_be_used_are_refused_by_a_program_that_has_no_torch(mod
         *_, last = map(json.loads, child.stdout)
         assert (last["event"], last["code"]) == ("error", code)
         child.wait()
-    for asked in (request(bad, candidate(model)), request(odd, candidate(model))):  # as a reading says it
+    for data in (bad, odd, empty):
+        asked = request(data, candidate(model))
         with pytest.raises(Usage) as early:
             evaluate.work(asked, lambda event: None)
         with pytest.raises(Usage) as late:
             judge(asked, lambda event: None)
-        assert (early.value.message, early.value.hint) == (late.value.message, late.value.hint)
+        assert (early.value.message, early.value.hint) == (late.value.message, late.value.hint)  # as a reading says it
+        assert data is odd or data.name in early.value.message
 
 
 def test_texts_are_judged_by_their_loss_alone(model: Path, tmp_path: Path) -> None:
