@@ -22,7 +22,7 @@ def test_a_word_is_quoted_only_where_a_shell_would_read_it_otherwise(text: str, 
     assert shell_word(text) == word
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",))), max_size=4))
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=4))
 def test_bash_reads_each_word_as_it_was_and_nothing_in_the_line_acts_on_a_screen(words: list[str]) -> None:
     line = shell_line(words)
     assert show_controls(line, keep=frozenset()) == line
