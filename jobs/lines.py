@@ -45,6 +45,7 @@ def run(work: Callable[[Request, Tell], Mapping[str, Any]], stopped: Callable[[]
         wake_when_orphaned()
         threading.Thread(target=_watch_stdin, name="lifeline", daemon=True).start()
         result = work(request, tell)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who has the result closes stdin, and that stops nothing any more
     except KeyboardInterrupt:
         return tell.error(stopped() if stopped is not None else _stopped())
     except GlmchatError as problem:

@@ -67,10 +67,16 @@ class Guard:
         self._lowest = min(self._lowest, median)
 
 
-def require_gradients(parameters: Mapping[str, nn.Parameter], may_rest: Callable[[str], bool]) -> None:
-    """Raise Failed unless the first step reached every tensor that is to learn. may_rest: with a gradient of zeros."""
+def require_gradients(
+    parameters: Mapping[str, nn.Parameter],
+    may_rest: Callable[[str], bool],
+    grad_of: Callable[[nn.Parameter], torch.Tensor | None] = lambda value: value.grad,
+) -> None:
+    """Raise Failed unless the first step reached every tensor that is to learn. may_rest: with a gradient of zeros.
+    grad_of: where the gradient is."""
     for name, value in parameters.items():
-        if value.grad is None or not (may_rest(name) or bool(whole_of(value.grad).any())):
+        grad = grad_of(value)
+        if grad is None or not (may_rest(name) or bool(whole_of(grad).any())):
             raise Failed(
                 tr("{name} got no gradient in the first step, so it would never learn", name=one_line(name, 160)),
                 hint=tr("leave its layer out of the targets"),

@@ -82,8 +82,7 @@ def _all_lengths(setup: Setup) -> set[int]:
 
 def _costs(setup: Setup, worst: Sequence[int], beginning: float) -> timing.Costs:
     def run(numbers: Sequence[int]) -> None:
-        setup.learner(setup.flat(numbers)).backward()
-        setup.learner.zero_grad(set_to_none=True)
+        setup.sharing.rehearse(setup.flat(numbers))
 
     setup.seed(0)
     found = timing.of_passes(run, worst, timing.usual_pass(setup.steps, setup.lengths), setup.lengths)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,13 +177,21 @@ def restore_moments(
 ) -> None:
     """The other way round. Raises Damaged where a tensor is missing or misshapen."""
     for name, parameter in names.items():
-        kinds = {kind: saved.get(f"{name}.{kind}") for kind in ("step", "exp_avg", "exp_avg_sq")}
-        for kind, value in kinds.items():
-            if value is None or (kind != "step" and value.shape != parameter.shape):
-                raise Damaged(
-                    tr("the checkpoint has nothing that fits for {name}", name=one_line(name, 120)),
-                    hint=tr("it belongs to a run with other settings"),
-                    code="tune.checkpoint",
-                )
-        own = {k: cut_as(parameter, v) if k != "step" else v.clone() for k, v in kinds.items() if v is not None}
+        kinds = moments_of(name, parameter.shape, saved)
+        own = {k: cut_as(parameter, value) if k != "step" else value.clone() for k, value in kinds.items()}
         optimiser.state[parameter] = own
+
+
+def moments_of(name: str, shape: Sequence[int], saved: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a checkpoint has of one tensor, by kind: "step", "exp_avg", "exp_avg_sq". Raises Damaged."""
+    found = {}
+    for kind in ("step", "exp_avg", "exp_avg_sq"):
+        value = saved.get(f"{name}.{kind}")
+        if value is None or (kind != "step" and tuple(value.shape) != tuple(shape)):
+            raise Damaged(
+                tr("the checkpoint has nothing that fits for {name}", name=one_line(name, 120)),
+                hint=tr("it belongs to a run with other settings"),
+                code="tune.checkpoint",
+            )
+        found[kind] = value
+    return found

@@ -1,16 +1,21 @@
 """Two processes that hold a part of the model each learn what one does that holds all of it.
 
-Covers tuning/sharing/__init__.py, tuning/sharing/base.py, tuning/sharing/fsdp.py, tuning/pieces.py.
+Covers tuning/sharing/__init__.py, tuning/sharing/base.py, tuning/sharing/cut.py, tuning/sharing/fsdp.py,
+tuning/sharing/zero.py, tuning/pieces.py.
 
 They are started as docs/tuning.md says, with exactly its files.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from tiny_checkpoints import build
 
 from glmchat.core.errors import Usage
 from glmchat.tuning.sharing import sharing_of
+from glmchat.tuning.trainer import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "docs" / "accelerate"
@@ -34,10 +40,26 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {"method": "dpo"},
     "prefix": {"method": "prefix", "prefix_length": 5, "prefix_projection": True},
 }
+OF_ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+STAGED = "zero_stage: 3"
+STATES: dict[str, dict[str, Any]] = {
+    "stopped": {**CASES["lora"], "stop": 3},
+    "stopped full": {**CASES["full"], "moments": "bfloat16", "stop": 3},
+    "undisturbed full": {**CASES["full"], "moments": "bfloat16"},
+    "packed": {"quant": 8},
+}
+# What each way of sharing is tried with; what the stages of DeepSpeed's ZeRO have in common, with one of them.
+WAYS = {
+    "fsdp": [*CASES, *STATES],
+    "deepspeed-3": [*CASES, *STATES],
+    "deepspeed-2": ["lora", "full", *STATES],
+    "deepspeed-1": ["lora", "packed"],
+}
 # Three passes make a step, so one of the two processes computes one that counts nothing.
 PROGRAM = """
 import json, sys
 sys.path.insert(0, {tests!r})
+from collections.abc import Callable
 from pathlib import Path
 import torch
 from glmchat.core.errors import GlmchatError
@@ -90,31 +112,72 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("llama", tmp_path_factory.mktemp("base") / "llama")
 
 
+def config_of(way: str, folder: Path) -> Path:
+    """The file of docs/accelerate for it, with the stage that is asked for."""
+    name, _, stage = way.partition("-")
+    words = (CONFIGS / f"{name}.yaml").read_text()
+    if stage:
+        assert STAGED in words
+        words = words.replace(STAGED, f"zero_stage: {stage}")
+    path = folder / f"{way}.yaml"
+    path.write_text(words)
+    return path
+
+
+def in_ways(*names: str) -> pytest.MarkDecorator:
+    """The test in each way of sharing, with each of these cases that the way has."""
+    found = [(way, name) for way in WAYS for name in names if name in WAYS[way]]
+    given = [pytest.param(*one, marks=OF_ZERO if one[0] != "fsdp" else ()) for one in found]
+    return pytest.mark.parametrize(("way", "name"), given, ids=[" ".join(one) for one in found])
+
+
 @pytest.fixture(scope="module")
-def sharded(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs in two processes with FSDP, by name."""
-    cases = {name: {**COMMON, **options} for name, options in CASES.items()}
-    cases["stopped"] = {**COMMON, **CASES["lora"], "stop": 3}
-    cases["stopped full"] = {**COMMON, **CASES["full"], "moments": "bfloat16", "stop": 3}
-    cases["undisturbed full"] = {**COMMON, **CASES["full"], "moments": "bfloat16"}
-    cases["packed"] = {**COMMON, "quant": 8}
-    folder = tmp_path_factory.mktemp("sharded")
-    launched(CONFIGS / "fsdp.yaml", model, folder, cases)
-    return folder
+def launches(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Learns all cases of a way in two processes, once."""
+
+    @functools.cache
+    def launch(way: str) -> Path:
+        folder = tmp_path_factory.mktemp(way)
+        launched(
+            config_of(way, folder), model, folder, {name: {**COMMON, **{**CASES, **STATES}[name]} for name in WAYS[way]}
+        )
+        return folder
+
+    return launch
+
+
+@pytest.fixture
+def sharded(way: str, launches: Callable[[str], Path]) -> Path:
+    """A folder of runs in two processes, by name."""
+    return launches(way)
+
+
+Alone = Callable[[str], tuple[Path, Result, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """The same run in one process: its folder, its result, what it told. Once for all ways of sharing."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    @cache
+    def run(name: str) -> tuple[Path, Result, list[dict[str, Any]]]:
+        torch.set_num_threads(1)
+        options = {**COMMON, **CASES.get(name, STATES.get(name, {}))}
+        rows, held = rows_of(options, 18), rows_of(options, 3)
+        return folder / name, *learn(folder / name, model, rows, plain(**options), evaluation=held)
+
+    return run
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", CASES)
-def test_losses_gradients_and_the_result_are_those_of_one_process(
-    name: str, model: Path, sharded: Path, tmp_path: Path
-) -> None:
-    torch.set_num_threads(1)
-    options = {**COMMON, **CASES[name]}
-    result, events = learn(tmp_path, model, rows_of(options, 18), plain(**options), evaluation=rows_of(options, 3))
+@in_ways(*CASES)
+def test_losses_gradients_and_the_result_are_those_of_one_process(name: str, alone: Alone, sharded: Path) -> None:
+    _, result, events = alone(name)
     both = told(sharded / name)
     assert losses(both) == pytest.approx(losses(events), rel=1e-5)
-    norms, alone = ([one["grad_norm"] for one in log if one["kind"] == "step"] for log in (both, events))
-    assert norms == pytest.approx(alone, rel=1e-4)
+    norms, own = ([one["grad_norm"] for one in log if one["kind"] == "step"] for log in (both, events))
+    assert norms == pytest.approx(own, rel=1e-4)
     end = both[-1]
     assert end["change"] == pytest.approx(result.change, rel=1e-4)
     assert end["evaluation"] == pytest.approx(result.evaluation, rel=1e-5)
@@ -123,64 +186,77 @@ def test_losses_gradients_and_the_result_are_those_of_one_process(
 
 
 @pytest.mark.timeout(300)
-def test_what_is_written_is_whole_and_named_as_one_process_does(model: Path, sharded: Path, tmp_path: Path) -> None:
-    for name in ("lora", "full"):
-        options = {**COMMON, **CASES[name]}
-        learn(tmp_path / name, model, rows_of(options, 18), plain(**options))
-        for one in sorted((tmp_path / name).rglob("*.safetensors")):
-            two = load_file(sharded / name / one.relative_to(tmp_path / name))
-            for key, value in load_file(one).items():
-                assert two[key].shape == value.shape
-                if not one.name.startswith(("generator", "optimiser")):
-                    torch.testing.assert_close(two[key], value, rtol=1e-2, atol=1e-3)
+@in_ways("lora", "full")
+def test_what_is_written_is_whole_and_named_as_one_process_does(name: str, alone: Alone, sharded: Path) -> None:
+    folder, _, _ = alone(name)
+    written = sorted(folder.rglob("*.safetensors"))
+    assert written
+    for one in written:
+        two = load_file(sharded / name / one.relative_to(folder))
+        for key, value in load_file(one).items():
+            assert two[key].shape == value.shape
+            if not one.name.startswith(("generator", "optimiser")):
+                torch.testing.assert_close(two[key], value, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("stopped", "whole"), [("stopped", "lora"), ("stopped full", "undisturbed full")])
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(stopped: str, whole: str, sharded: Path) -> None:
-    found = told(sharded / stopped)
+@in_ways("stopped", "stopped full")
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(name: str, sharded: Path) -> None:
+    whole = {"stopped": "lora", "stopped full": "undisturbed full"}[name]
+    found = told(sharded / name)
     assert [one["step"] for one in found if one["kind"] == "resumed"] == [3]
     assert losses(found) == losses(told(sharded / whole))
     weights = sorted((sharded / whole / "adapter").glob("*.safetensors"))
     assert weights
     for path in weights:
-        other = load_file(sharded / stopped / "adapter" / path.name)
-        assert all(torch.equal(other[name], value) for name, value in load_file(path).items())
-
-
-def test_a_packed_base_is_refused_with_the_reason(sharded: Path) -> None:
-    assert "packed matrices are not cut" in (sharded / "packed" / "error.txt").read_text()
-
-
-def test_each_process_is_told_to_hold_less_than_all_of_gradients_and_moments(sharded: Path) -> None:
-    plan = next(one for one in told(sharded / "full") if one["kind"] == "plan")
-    assert plan["processes"] == 2 and plan["sharing"] == "fsdp"
-    assert plan["prediction"]["learning"] < 12 * plan["learning"]
+        other = load_file(sharded / name / "adapter" / path.name)
+        assert all(torch.equal(other[key], value) for key, value in load_file(path).items())
 
 
 @pytest.mark.timeout(300)
-def test_plain_processes_by_the_same_launcher_learn_what_one_does(model: Path, tmp_path: Path) -> None:
-    options = {**COMMON, **CASES["lora"]}
-    launched(CONFIGS / "plain.yaml", model, tmp_path / "two", {"lora": options})
-    _, events = learn(tmp_path / "one", model, rows_of(options, 18), plain(**options))
-    found = told(tmp_path / "two" / "lora")
-    assert losses(found) == pytest.approx(losses(events), rel=1e-5)
+@in_ways("packed")
+def test_a_packed_base_is_refused_where_all_weights_are_cut_and_learns_elsewhere(
+    way: str, name: str, alone: Alone, sharded: Path
+) -> None:
+    if way in ("fsdp", "deepspeed-3"):
+        assert "packed matrices are not cut" in (sharded / name / "error.txt").read_text()
+        return
+    assert losses(told(sharded / name)) == pytest.approx(losses(alone(name)[2]), rel=1e-4)
+
+
+@in_ways("full")
+def test_each_process_is_told_to_hold_less_than_all_of_gradients_and_moments(
+    way: str, name: str, sharded: Path
+) -> None:
+    plan = next(one for one in told(sharded / name) if one["kind"] == "plan")
+    assert plan["processes"] == 2 and plan["sharing"] == way
+    kept = 4 if way.startswith("deepspeed") else 0  # DeepSpeed has a copy of its own of what learns
+    assert plan["prediction"]["learning"] < (12 + kept) * plan["learning"]
+
+
+@pytest.mark.timeout(300)
+def test_plain_processes_by_the_same_launcher_learn_what_one_does(model: Path, alone: Alone, tmp_path: Path) -> None:
+    launched(CONFIGS / "plain.yaml", model, tmp_path, {"lora": {**COMMON, **CASES["lora"]}})
+    found = told(tmp_path / "lora")
+    assert losses(found) == pytest.approx(losses(alone("lora")[2]), rel=1e-5)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("changes", "name"),
+    ("kind", "changes", "name"),
     [
-        ({"fsdp_version: 2": "fsdp_version: 1", "forward: true": "forward: FULL_SHARD"}, "fsdp_version"),
-        ({"mixed_precision: 'no'": "mixed_precision: 'bf16'"}, "mixed_precision"),
-        ({"checkpointing: false": "checkpointing: true"}, "fsdp_activation_checkpointing"),
+        ("fsdp", {"fsdp_version: 2": "fsdp_version: 1", "forward: true": "forward: FULL_SHARD"}, "fsdp_version"),
+        ("fsdp", {"mixed_precision: 'no'": "mixed_precision: 'bf16'"}, "mixed_precision"),
+        ("fsdp", {"checkpointing: false": "checkpointing: true"}, "fsdp_activation_checkpointing"),
+        pytest.param("deepspeed", {STAGED: "zero_stage: 0"}, "zero_stage", marks=OF_ZERO),
+        pytest.param("deepspeed", {"optimizer_device: none": "optimizer_device: nvme"}, "offload", marks=OF_ZERO),
     ],
-    ids=["version", "precision", "checkpointing"],
+    ids=["version", "precision", "checkpointing", "stage", "nvme"],
 )
 def test_what_a_run_would_not_hear_of_a_configuration_is_refused(
-    changes: dict[str, str], name: str, model: Path, tmp_path: Path
+    kind: str, changes: dict[str, str], name: str, model: Path, tmp_path: Path
 ) -> None:
-    words = (CONFIGS / "fsdp.yaml").read_text()
+    words = (CONFIGS / f"{kind}.yaml").read_text()
     for said, instead in changes.items():
         assert said in words
         words = words.replace(said, instead)
@@ -190,11 +266,19 @@ def test_what_a_run_would_not_hear_of_a_configuration_is_refused(
     assert name in (tmp_path / "runs" / "refused" / "error.txt").read_text()
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
-def test_pieces_of_another_kind_are_refused_with_the_way_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_of_another_kind_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what accelerate's launcher tells its processes; on a CPU accelerate itself passes over it without a word."""
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
     with pytest.raises(Usage) as raised:
         sharing_of(plain())
     assert raised.value.code == "tune.shards"
-    assert kind in raised.value.message and "FSDP" in str(raised.value.hint)
+    assert "Megatron" in raised.value.message and "FSDP" in str(raised.value.hint)
+
+
+def test_without_deepspeed_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Usage) as raised:
+        sharing_of(plain())
+    assert raised.value.code == "tune.shards" and "pip install" in str(raised.value.hint)

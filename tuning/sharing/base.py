@@ -17,6 +17,7 @@ from glmchat.core.language import tr
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.tuning import faults, state
+from glmchat.tuning.forward import Flat
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.optimiser import optimiser_of
 from glmchat.tuning.order import Step
@@ -28,12 +29,14 @@ _BACKENDS = ("gloo", "NCCL")  # in what torch says of a connection that broke
 class Sharing:
     """kind: stands in a run's record. home: where the base is loaded. device: where passes are computed.
 
-    in_step: each pass is one that all processes take part in, since it brings the pieces of the weights together; so
-    all compute as many, and whoever reads the model does it with all the others.
+    in_step: each pass is one that all processes take part in, since it brings pieces of weights or gradients together;
+    so all compute as many, and whoever reads the model does it with all the others. cuts_base: weights that do not
+    learn lie in pieces, too.
     """
 
     kind = ""
     in_step = False
+    cuts_base = False
 
     def __init__(self, accelerator: Any, device: str) -> None:
         self.accelerator, self.device = accelerator, device
@@ -43,7 +46,7 @@ class Sharing:
 
     def refuse_model(self, model: LanguageModel) -> None:
         """Raise Usage for a model whose numbers cannot be shared in this way."""
-        if self.in_step and any(isinstance(module, QuantLinear) for module in model.modules()):
+        if self.cuts_base and any(isinstance(module, QuantLinear) for module in model.modules()):
             raise Usage(
                 tr("packed matrices are not cut into pieces: every process would hold all of this base"),
                 hint=tr("share a packed base among plain processes (docs/tuning.md)"),
@@ -66,6 +69,11 @@ class Sharing:
         own: list[tuple[int, ...] | None] = [*step.passes[self.index :: self.processes]]
         rounds = -(-len(step.passes) // self.processes) if self.in_step else 1
         return own + [None] * (rounds - len(own))
+
+    def rehearse(self, flat: Flat) -> None:
+        """A whole pass that leaves nothing behind; before `join`."""
+        self.learner(flat).backward()
+        self.learner.zero_grad(set_to_none=True)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)

@@ -1,12 +1,9 @@
-"""FSDP as torch has it today (fully_shard, accelerate's `fsdp_version: 2`): each process holds a piece of every tensor.
-
-The units are the layers; embedding, head, last norm and what learns beside the model are one more. A unit is whole
-while it is computed and no longer.
-"""
+"""FSDP as torch has it today (fully_shard, accelerate's `fsdp_version: 2`): each process holds a piece of every tensor,
+and a unit is whole while it is computed and no longer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,14 +19,12 @@ from glmchat.tuning.methods.base import Method
 from glmchat.tuning.optimiser import optimiser_of
 from glmchat.tuning.pieces import cut_as, whole_of
 from glmchat.tuning.settings import Settings
-from glmchat.tuning.sharing.base import Sharing, not_heard
+from glmchat.tuning.sharing.base import not_heard
+from glmchat.tuning.sharing.cut import Cut, unit_bytes
 
-Place = tuple[nn.Module, str]  # a module, and what it calls the parameter
 
-
-class Fsdp(Sharing):
+class Fsdp(Cut):
     kind = "fsdp"
-    in_step = True
 
     def __init__(self, accelerator: Any, device: str) -> None:
         from accelerate import FullyShardedDataParallelPlugin
@@ -43,18 +38,15 @@ class Fsdp(Sharing):
     def cut(self, learner: nn.Module, method: Method, settings: Settings) -> None:
         self.learner, self.method = learner, method
         self.call = learner
-        self._places = _places(learner)
-        names = {id(value): name for name, value in method.parameters.items()}
-        self._learning = {names[key]: places for key, places in self._places.items() if key in names}
-        self._resting = [places for key, places in self._places.items() if key not in names]
+        self.find_places()
         mesh = init_device_mesh(self.device.partition(":")[0], (self.processes,))
         given = {"mesh": mesh, "offload_policy": self._plugin.cpu_offload}
         self._units = [layer for _, layer in layers_of(method.model)]
-        self._gathered = _unit_bytes(learner, self._units)
+        self._gathered = unit_bytes(learner, self._units)
         for layer in self._units:
             fully_shard(layer, **given, reshard_after_forward=self._plugin.reshard_after_forward)
         self._root = fully_shard(learner, **given)
-        self._name_anew()
+        self.name_anew()
         self.optimiser = optimiser_of(list(method.parameters.values()), settings)
 
     def join(self) -> None:
@@ -87,30 +79,14 @@ class Fsdp(Sharing):
     def whole(self, *, everything: bool = False, changes: bool = False) -> Iterator[None]:
         for unit in (*self._units, self._root):
             cast(FSDPModule, unit).reshard()
-        held = changes or self.main
-        kept: list[tuple[list[Place], nn.Parameter, nn.Parameter]] = []
-        for places in (*self._learning.values(), *(self._resting if everything else ())):
-            own = _at(places)
-            value = whole_of(own.detach()).cpu()
-            if held:
-                fresh = nn.Parameter(value, requires_grad=own.requires_grad)
-                kept.append((places, own, fresh))
-                _put(places, fresh)
-        self._name_anew()
-        try:
+        with super().whole(everything=everything, changes=changes):
             yield
-        finally:
-            with torch.no_grad():
-                for places, own, fresh in kept:
-                    if changes:
-                        own.copy_(cut_as(own, fresh.detach()))
-                    _put(places, own)
-            self._name_anew()
 
-    def agreed(self, number: int) -> int:
-        told = torch.tensor(number, device=self.device)
-        torch.distributed.broadcast(told, 0)
-        return int(told)
+    def whole_of(self, own: nn.Parameter) -> torch.Tensor:
+        return whole_of(own.detach())
+
+    def take(self, own: nn.Parameter, value: torch.Tensor) -> None:
+        own.copy_(cut_as(own, value))
 
     def moments(self) -> dict[str, torch.Tensor]:
         found = {}
@@ -123,37 +99,3 @@ class Fsdp(Sharing):
 
     def restore(self, moments: dict[str, torch.Tensor]) -> None:
         state.restore_moments(self.optimiser, self.method.parameters, moments)
-
-    def _name_anew(self) -> None:
-        """The tensors that learn, as they stand in the modules now."""
-        self.method.parameters = {name: _at(self._learning[name]) for name in self.method.parameters}
-
-
-def _places(learner: nn.Module) -> dict[int, list[Place]]:
-    """Where each parameter stands; one that is tied stands in several."""
-    found: dict[int, list[Place]] = {}
-    for module in learner.modules():
-        for leaf, value in module._parameters.items():
-            if value is not None:
-                found.setdefault(id(value), []).append((module, leaf))
-    return found
-
-
-def _at(places: Sequence[Place]) -> nn.Parameter:
-    module, leaf = places[0]
-    return cast(nn.Parameter, module._parameters[leaf])
-
-
-def _put(places: Sequence[Place], value: nn.Parameter) -> None:
-    for module, leaf in places:
-        module._parameters[leaf] = value
-
-
-def _unit_bytes(learner: nn.Module, layers: Sequence[nn.Module]) -> int:
-    """Of what is whole at a time: the last unit, and of the layers one and the one behind it, with a gradient."""
-    inside = [_bytes(layer) for layer in layers]
-    return _bytes(learner) - sum(inside) + 2 * max(inside)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(value.nbytes * (2 if value.requires_grad else 1) for value in module.parameters())
