@@ -93,7 +93,7 @@ def test_a_faulty_pair_is_refused_by_its_line(sides: Sides, tmp_path: Path) -> N
         (["{broken"], ":1"),
         ([{"prompt": "a", "response": ""}], ":1"),
         ([{"prompt": "a", "response": 5}], ":1"),
-        ([], "empty"),
+        ([], r"a\.jsonl holds no rows"),
     ],
 )
 def test_data_without_a_usable_row_are_refused_with_the_line(
