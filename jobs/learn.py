@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from glmchat.core.text import one_line
 from glmchat.engine import identity
 from glmchat.engine.adapters.attach import check_numbers
 from glmchat.engine.adapters.files import read_adapter
+from glmchat.engine.formats.weights import trim
 from glmchat.engine.prompts.base import NoChat
 from glmchat.engine.prompts.template import CPMPrompt
 from glmchat.hub import adapters, trained_models
@@ -79,6 +81,8 @@ def work(run: Run, teller: Teller, *, goes: bool, beginning: float = 0.0) -> Non
     if result.stopped:
         teller.end("stopped", stopped())
         return
+    gc.collect()  # weights, gradients and moments of the run, that the fresh process may need the room of
+    trim()
     teller({"kind": "stage", "say": tr("reading it back in a fresh process")})
     trained = {
         "recipe": {name: value for name, value in recipe.items() if name not in ("folder", "data")},
