@@ -168,6 +168,7 @@ def kinds() -> Mapping[str, str]:
         "pair": tr("no two answers to one question"),
         "order": tr("questions and answers out of order"),
         "empty": tr("nothing said"),
+        "unlearned": tr("no answer that is to be learned"),
         "tools": tr("tools that cannot be written"),
         "format": tr("not a form of this model"),
         "long": tr("longer than the limit"),

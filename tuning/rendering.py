@@ -85,8 +85,7 @@ def render(row: Conversation | Text, prompt: PromptFormat, on: On) -> list[Examp
             document.add("prompt", turn.prompt, on == "all")
         document.add("answer", turn.answer, True)
         end = turn.stop
-    if document is None:
-        raise RowFault("order", (), tr("no answer that is to be learned"), tr("an answer that counts"))
+    assert document is not None  # rows without an answer to learn are refused as they are read
     document.add("stop", end, True)
     return [*done, document.example()]
 

@@ -235,7 +235,7 @@ def _functions(tools: Any, path: tuple[str | int, ...]) -> list[Mapping[str, Any
 
 
 def _check(said: Sequence[Said], form: Form) -> None:
-    """A question first, an answer last, and no empty answers."""
+    """A question first, an answer last, no empty answers, and one of them to learn."""
     answers = [message for message, _ in said if message.role == "assistant"]
     path = (form.columns["messages"],) if form.columns.get("messages") else ()
     if not answers:
@@ -249,6 +249,8 @@ def _check(said: Sequence[Said], form: Form) -> None:
     if any(not message.content.strip() for message in answers):
         key = form.columns.get("answer")
         raise RowFault("empty", (key,) if key else path, tr("an empty answer"), tr("an answer"))
+    if not any(learned for _, learned in said):  # "loss": false or "weight": 0 in each
+        raise RowFault("unlearned", path, tr("no answer that is to be learned"), tr("an answer that counts"))
 
 
 def _preferred(value: Mapping[str, Any], form: Form, part: str) -> str:

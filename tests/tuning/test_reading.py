@@ -166,6 +166,10 @@ def test_twelve_planted_faults_are_named_by_line_and_the_counts_add_up(sides: Si
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "boss", "content": "b"}]}', (1, 58), "boss"),
         ('{"instruction": "a", "output": "b", "history": [["c"]]}', (1, 49), "a list"),
         ('{"conversations": [{"from": "human", "value": "a"}]}', (1, 19), "no answer"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": false}]}',
+         (1, 14), "no answer that is to be learned"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}',
+         (1, 14), "no answer that is to be learned"),
     ],
 )  # fmt: skip
 def test_a_fault_says_where_its_value_stands_and_what_was_wanted(
