@@ -15,6 +15,7 @@ from glmchat.checkpoints.peft_kinds import refuse_together
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
+from glmchat.core.shell import shell_word
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
 from glmchat.hub.installed import Installed
@@ -196,7 +197,9 @@ def unfit(row: Installed, base: Base | None) -> Misfit | None:
     That it was forced once counts for nothing here: it was so in another conversation.
     """
     if not row.complete:
-        return Misfit(tr("some of its files are missing"), tr("glmchat verify {name} shows which", name=row.name))
+        return Misfit(
+            tr("some of its files are missing"), tr("glmchat verify {name} shows which", name=shell_word(row.name))
+        )
     facts = {**adapters.facts_of(row), "forced": False}
     return misfit(facts, row.base, base) if base is not None else None
 

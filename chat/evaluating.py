@@ -13,7 +13,7 @@ from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import Failed, GlmchatError, Usage
 from glmchat.core.eval_folder import Evaluation, find_evaluation
 from glmchat.core.language import tr
-from glmchat.core.locations import user_path
+from glmchat.core.locations import name_beside, user_path
 from glmchat.core.run_folder import State
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
@@ -56,7 +56,8 @@ def data_of(word: str) -> str:
     if not path.exists():
         raise Usage(
             tr("there is no file {path}", path=one_line(str(path))),
-            hint=tr("the data stand last: glmchat eval smollm2 dev.jsonl"),
+            hint=name_beside(name + ".json" if mark else word)
+            or tr("the data stand last: glmchat eval smollm2 dev.jsonl"),
             code="data.missing",
         )
     return f"{path}#{entry}" if mark else str(path)

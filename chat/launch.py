@@ -21,6 +21,7 @@ from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.servers import Server
 from glmchat.core.settings import Settings
+from glmchat.core.shell import shell_word
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, gguf_choice, lookup, references
 from glmchat.hub.installed import Installed, copy_folder, copy_manifest
@@ -123,7 +124,7 @@ def launch_source(text: str) -> Installed:
     if bits is not None:
         raise NotInstalled(
             tr("{name} is not on this machine", name=one_line(text)),
-            hint=f"glmchat quantize {one_line(row.name)} --bits {bits}",
+            hint=f"glmchat quantize {shell_word(row.name)} --bits {bits}",
         )
     if row.kind != "adapter" and not row.complete:
         raise unfinished(row)
@@ -138,7 +139,7 @@ def not_installed(reference: Reference) -> GlmchatError:
         return unfinished(row)
     name = one_line(str(reference))
     return NotInstalled(
-        tr("{name} is not on this machine", name=name), hint=f"glmchat pull {one_line(str(reference.base))}"
+        tr("{name} is not on this machine", name=name), hint=f"glmchat pull {shell_word(str(reference.base))}"
     )
 
 
@@ -161,7 +162,7 @@ def unfinished(row: Installed) -> GlmchatError:
             check_folder(row.path)
         except GlmchatError as problem:
             return problem
-    name, hint = one_line(row.name), f"glmchat pull {one_line(row.name)}"
+    name, hint = one_line(row.name), f"glmchat pull {shell_word(row.name)}"
     if row.source in ("path", "made"):
         hint = tr("put the missing files there: {names}", names=listed(lacking))
     if 0 < row.size_bytes < total:

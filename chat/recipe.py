@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.locations import user_path
+from glmchat.core.locations import name_beside, user_path
+from glmchat.core.shell import shell_line
 from glmchat.core.text import number_text, one_line
 
 # original -> the method that it trains by
@@ -195,7 +195,7 @@ def parse_data(text: str) -> str:
     if not path or not is_there(path):  # of "" a path is the folder one stands in
         raise Usage(
             tr("{path} is not here", path=one_line(text, 200) or "''"),
-            hint=tr("DATA is a file of rows, a folder of .txt, or dataset_info.json#name"),
+            hint=name_beside(path) or tr("DATA is a file of rows, a folder of .txt, or dataset_info.json#name"),
             code="tune.no_data",
         )
     return f"{user_path(path)}{mark}{entry}"
@@ -257,7 +257,7 @@ def command_of(base: str, data: Sequence[str], recipe: Mapping[str, Any]) -> str
         several = value if isinstance(value, list) else [value]
         for one in [",".join(f"{k}={v}" for k, v in value.items())] if isinstance(value, dict) else several:
             words += [flag, f"{one:.15g}" if isinstance(one, float) else str(one)]
-    return shlex.join(words)
+    return shell_line(words)
 
 
 FLAGS = {each.name: each.name.replace("_", "-") for each in fields(Recipe)} | {"samples": "sample", "name": "as"}

@@ -18,6 +18,7 @@ from glmchat.core.language import tr
 from glmchat.core.locations import user_path
 from glmchat.core.repetition import conditions_of
 from glmchat.core.run_folder import Run, runs
+from glmchat.core.shell import shell_word
 from glmchat.core.text import one_line
 from glmchat.hub import adapters, trained_models
 from glmchat.hub.installed import Installed
@@ -142,7 +143,7 @@ def _refuse_packed(row: Installed) -> None:
     raise Usage(
         tr("the weights of {name} are packed ({quant}), and packed weights do not learn", name=one_line(row.name, 80),
            quant="GGUF" if row.path.is_file() else row.quant),
-        hint=tr("take the folder with float weights: glmchat tune {name} …", name=one_line(origin, 80))
+        hint=tr("take the folder with float weights: glmchat tune {name} …", name=shell_word(origin))
         if origin and row.path.is_dir()
         else tr("take the folder with float weights that it was made from, or --method lora"),
         code="tune.packed",

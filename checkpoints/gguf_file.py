@@ -13,7 +13,6 @@ import math
 import mmap
 import os
 import re
-import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from glmchat.checkpoints.weight_files import gguf_parts, refuse_pointer
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.files import open_file
 from glmchat.core.language import tr
+from glmchat.core.shell import shell_word
 from glmchat.core.text import human_bytes, one_line
 
 # value type -> (its letter in `struct`, bytes); 8 is a string and 9 an array
@@ -424,7 +424,7 @@ def adapter_config(file: GGUFFile) -> dict[str, Any]:
     if not is_adapter(file):
         raise Usage(
             tr("{name} contains a model, not an adapter", name=name),
-            hint=f"glmchat run {shlex.quote(one_line(str(file.path)))}",
+            hint=f"glmchat run {shell_word(str(file.path))}",
             code="adapter.kind",
         )
     if kind != "lora" or architecture not in ARCHITECTURES:
@@ -471,7 +471,7 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     architecture = meta.get("general.architecture")
     if is_adapter(file):
         base = meta.get("general.base_model.0.name")
-        path = shlex.quote(one_line(str(file.path)))
+        path = shell_word(str(file.path))
         raise Usage(
             tr(
                 "{name} contains only an adapter; it needs {base}",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.files import open_file, require_plain_folder, require_readable
 from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
+from glmchat.core.shell import shell_word
 from glmchat.core.text import human_bytes, one_line
 
 _MAX_BYTES = 1024  # the specification's own limit for a pointer
@@ -83,7 +83,7 @@ def refuse_pointer(path: Path) -> None:
             ),
             hint=tr(
                 "fetch it with `glmchat pull --into {folder}`, or `git lfs pull` in the folder",
-                folder=shlex.quote(one_line(str(path.parent))),
+                folder=shell_word(str(path.parent)),
             ),
             code="file.lfs_pointer",
         )
@@ -303,7 +303,7 @@ def refuse_adapter_folder(folder: Path, config: Mapping[str, Any], names: Iterab
     needed = one_line(base, 120) or tr("its base model, which it does not name")
     raise Usage(
         tr("{folder} contains only {what}; it needs {base}", folder=path, what=what, base=needed),
-        hint=f"glmchat run {word[:120]} --adapter {shlex.quote(path)}",
+        hint=f"glmchat run {word[:120]} --adapter {shell_word(str(folder))}",
         code="model.only_adapter",
     )
 

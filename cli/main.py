@@ -277,15 +277,37 @@ def run(arguments: Sequence[str]) -> int:
             output.say(sentence)
 
 
-def _usage_hint(text: str, arguments: Sequence[str]) -> str:
-    """What helps against a mistake that Typer has found; `text` is its sentence."""
+# How the programs that people come from call what `tune` can do.
+_PEERS = {
+    "--learning-rate": "--lr", "--name": "--as", "--output-dir": "--as", "--output-name": "--as",
+    "--lora-rank": "--rank", "--lora-r": "--rank", "--lora-alpha": "--alpha", "--lora-dropout": "--dropout",
+    "--lora-target": "--targets", "--target-modules": "--targets", "--pre-seq-len": "--prefix-length",
+    "--num-train-epochs": "--epochs", "--num-epochs": "--epochs", "--max-steps": "--steps",
+    "--batch-size": "--tokens-per-step", "--per-device-train-batch-size": "--tokens-per-step",
+    "--cutoff-len": "--max-length", "--max-seq-length": "--max-length", "--max-source-length": "--max-length",
+    "--save-steps": "--save-every", "--quantization-bit": "--quant", "--finetuning-type": "--method",
+    "--gradient-checkpointing": "--checkpointing", "--val-size": "--eval", "--pref-beta": "--beta",
+}  # fmt: skip
+
+
+def _usage_hint(text: str, arguments: Sequence[str], command: str) -> str:
+    """What helps against a mistake that Typer has found; `text` is its sentence, `command` the one that was called."""
     rest = arguments[2:] if arguments[:1] == ["--lang"] else arguments
     first = one_line(rest[0].partition("=")[0], 40) if rest else ""
     if text == f"No such option: {first}" and len(first) > 1:
         return tr("what `run` takes stands behind it: {example}", example=f"glmchat run {first}")
     if re.match("No such option: -[^-]", text) or any(re.match(r"-.*\s", word) for word in arguments):
         return tr("text that begins with a dash stands behind two: {example}", example='glmchat run NAME -- "-5"')
-    return "glmchat --help, glmchat COMMAND --help"
+    unknown = re.match(r"No such option: (--[\w-]+)", text)
+    if unknown and command == "glmchat tune" and (near := _PEERS.get(unknown[1].replace("_", "-"))):
+        return tr("did you mean {near}?", near=near)
+    return f"{command} --help"
+
+
+def _command(wrong: typer.TyperException) -> str:
+    """The command that was wrongly called, as it is typed."""
+    context = getattr(wrong, "ctx", None)
+    return context.command_path if context is not None else "glmchat"
 
 
 def _run(arguments: Sequence[str], *, as_json: bool) -> int:
@@ -304,7 +326,7 @@ def _run(arguments: Sequence[str], *, as_json: bool) -> int:
         return Interrupted.exit
     except typer.TyperException as wrong:
         text = wrong.format_message()
-        output.error(Usage(usage_words(text), hint=_usage_hint(text, arguments)), as_json=as_json)
+        output.error(Usage(usage_words(text), hint=_usage_hint(text, arguments, _command(wrong))), as_json=as_json)
         return Usage.exit
     except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
         output.discard(sys.stdout)

@@ -15,6 +15,7 @@ from glmchat.cli.completion import complete_here, complete_installed, complete_m
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
+from glmchat.core.shell import shell_word
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _refuse_one_of_several(name: str, row: Installed) -> None:
     if references.parse(name).file is not None and len(choices(every)) > 1:
         raise Usage(
             tr("{name} lies in one folder with other models", name=one_line(name)),
-            hint=tr("glmchat rm {name} removes all of them", name=one_line(row.repo or row.name)),
+            hint=tr("glmchat rm {name} removes all of them", name=shell_word(row.repo or row.name)),
             code="rm.shared_folder",
         )
 

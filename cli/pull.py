@@ -15,6 +15,7 @@ from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_event
 from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.shell import shell_word
 from glmchat.core.text import human_bytes
 
 if TYPE_CHECKING:
@@ -106,11 +107,14 @@ def _refuse_contradictions(
 
     if into is not None:
         if locked is not None or len(names) > 1:
-            raise wrong(tr("--into works with at most one name"), tr("glmchat pull NAME --into {path}", path=into))
+            raise wrong(
+                tr("--into works with at most one name"),
+                tr("glmchat pull NAME --into {path}", path=shell_word(str(into))),
+            )
         if quantised or keep:
             raise wrong(
                 tr("--into puts files where their pointers are and does not quantise"),
-                tr("glmchat pull --into {path}, then glmchat quantize {path}", path=into.absolute()),
+                tr("glmchat pull --into {path}, then glmchat quantize {path}", path=shell_word(str(into.absolute()))),
             )
         return
     if keep and not quantised:

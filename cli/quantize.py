@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from glmchat.core.engine_options import parse_quant, quant_bits
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
+from glmchat.core.shell import shell_word
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def quantize(
         return
     output.say(tr("done: {path}", path=one_line(result["path"])))
     if place == copy_folder(row, asked):
-        output.say(f"glmchat run {shlex.quote(row.name)} --quant {asked}")
+        output.say(f"glmchat run {shell_word(row.name)} --quant {asked}")
 
 
 def _run(request: dict[str, Any], *, as_json: bool, quiet: bool) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from glmchat.cli.output import cancelled_by_interrupt
 from glmchat.core import typed_ahead
 from glmchat.core.errors import Interrupted, Usage
 from glmchat.core.language import tr
+from glmchat.core.shell import shell_line, shell_word
 from glmchat.core.text import duration, short_name
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def prepare(request: Mapping[str, Any], processes: int, *, as_json: bool) -> Non
     if as_json:
         output.json_line({"event": "prepared", "run": run.id, "folder": str(run.folder), "command": command})
         return
-    output.say(tr("prepared: this starts it, and `glmchat tune --attach {name}` shows it", name=shlex.quote(run.id)))
-    output.data(shlex.join(command))
+    output.say(tr("prepared: this starts it, and `glmchat tune --attach {name}` shows it", name=shell_word(run.id)))
+    output.data(shell_line(command))
 
 
 def how_to_come_back(run: Run) -> str:
-    name = shlex.quote(run.id)
+    name = shell_word(run.id)
     return tr(
         "it goes on by itself; `glmchat tune --attach {name}` shows it, `glmchat tune --stop {name}` stops it",
         name=name,
@@ -117,7 +117,7 @@ def _tell_end(run: Run, end: Mapping[str, Any], *, as_json: bool) -> None:
     if end.get("state") == "stopped":
         raise Interrupted(
             tr("stopped: {name} is saved", name=run.id),
-            hint=f"glmchat tune --resume {shlex.quote(run.id)}",
+            hint=f"glmchat tune --resume {shell_word(run.id)}",
             code="tune.stopped",
         )
     if end.get("state") != "done":
@@ -132,10 +132,10 @@ def _tell_end(run: Run, end: Mapping[str, Any], *, as_json: bool) -> None:
     recipe = run.recipe()
     if model := end.get("model"):
         completes = " --complete" if recipe.get("method") == "scratch" else ""  # it has no chat template
-        output.say(f"glmchat run {shlex.quote(str(model))}{completes}")
+        output.say(f"glmchat run {shell_word(str(model))}{completes}")
     base = str(recipe.get("base", ""))
     if adapter := end.get("adapter"):
-        output.say(f"glmchat run {shlex.quote(base)} --adapter {shlex.quote(str(adapter))}")
+        output.say(f"glmchat run {shell_word(base)} --adapter {shell_word(str(adapter))}")
 
 
 @contextmanager
@@ -197,14 +197,14 @@ def stop(run: Run) -> None:
         for _ in tuning.follow(run):
             pass
     output.say(tr("stopped: {name} is saved", name=run.id))
-    output.say(f"glmchat tune --resume {shlex.quote(run.id)}")
+    output.say(f"glmchat tune --resume {shell_word(run.id)}")
 
 
 def remove(run: Run) -> None:
     if run.at_work:
         raise Usage(
             tr("the run {name} is at work", name=run.id),
-            hint=f"glmchat tune --stop {shlex.quote(run.id)}",
+            hint=f"glmchat tune --stop {shell_word(run.id)}",
             code="run.at_work",
         )
     run.remove()

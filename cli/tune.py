@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from glmchat.cli.completion import complete_installed, complete_runs
 from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-
-if TYPE_CHECKING:
-    pass
 
 _DATA, _LORA, _WHOLE, _STEPS, _RUNS = "Data", "Adapter", "Whole model", "Training", "Runs"  # the panels of its help
 
@@ -334,7 +331,7 @@ def tune(
         runs.stop(run_folder.find_run(stop))
         return
     if remove is not None:
-        runs.remove(run_folder.find_run(remove))
+        runs.remove(run_folder.find_run(remove, is_whole=True))
         return
     if attach is not None:
         run = run_folder.find_run(attach)

@@ -27,7 +27,7 @@ from glmchat.core.files import files_below, open_file
 from glmchat.core.fingerprints import of_text
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
-from glmchat.core.run_folder import Run, last_record
+from glmchat.core.run_folder import Run, beginning, last_record
 from glmchat.core.run_log import LogReader
 from glmchat.core.text import one_line
 
@@ -120,14 +120,18 @@ def evaluations() -> list[Evaluation]:
 
 def find_evaluation(name: str) -> Evaluation:
     """By its id, or by how that begins where only one does. Raises Usage with those there are."""
-    known = evaluations()
-    found = [one for one in known if one.id == name] or [one for one in known if name and one.id.startswith(name)]
+    known = {one.id: one for one in evaluations()}
+    found = [name] if name in known else beginning(name, known)
     if len(found) == 1:
-        return found[0]
-    names = one_line(", ".join(one.id for one in found or known), 200)
+        return known[found[0]]
+    names = one_line(", ".join(found or known), 200)
     raise Usage(
-        tr("there is no evaluation {name}", name=repr(one_line(name, 80))),
-        hint=names or tr("for example glmchat eval smollm2 smollm2+poet dev.jsonl"),
+        tr("several evaluations begin with {name}", name=repr(name))
+        if found
+        else tr("there is no evaluation {name}", name=repr(one_line(name, 80))),
+        hint=tr("there are {names}", names=names)
+        if names
+        else tr("for example glmchat eval smollm2 smollm2+poet dev.jsonl"),
         code="eval.unknown",
     )
 

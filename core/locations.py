@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 import platformdirs
 
 from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
+from glmchat.core.shell import shell_word
 from glmchat.core.text import one_line
+
+_MOST_BESIDE = 10_000  # names of a folder that are compared with one that was mistyped
 
 
 def _place(kind: str, usual: Callable[[str], str]) -> Path:
@@ -44,6 +49,17 @@ def user_path(path: str | Path) -> Path:
             hint=tr("write ./folder or /folder"),
             code="model.path",
         ) from None
+
+
+def name_beside(path: str | Path) -> str:
+    """ "did you mean …?" with the name in the same folder that a missing path was meant for; "" where none is alike."""
+    wanted = Path(path)
+    try:
+        names = [each.name for each in islice(user_path(wanted.parent).iterdir(), _MOST_BESIDE)]
+    except (OSError, Usage):
+        return ""
+    near = get_close_matches(wanted.name, names, 1, 0.7)
+    return tr("did you mean {near}?", near=shell_word(str(wanted.with_name(near[0])))) if near else ""
 
 
 def _homeless() -> Failed:

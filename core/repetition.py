@@ -26,7 +26,7 @@ def conditions_of(run: Run) -> dict[str, Any]:
 def original_of(run: Run, name: str) -> Run | None:
     """The run that `run` repeats; None where it was removed, also where a later one bears its name."""
     with suppress(Usage):
-        found = find_run(name)
+        found = find_run(name, is_whole=True)
         return found if found.created <= run.created else None
     return None
 

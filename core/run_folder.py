@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -122,7 +122,7 @@ def runs_dir() -> Path:
 def new_run(name: str, recipe: Mapping[str, Any]) -> Run:
     """A folder named `name`, or name-2, name-3 … Raises Usage for what is no name, OSError, Failed."""
     if not _ID.fullmatch(name) or ".." in name:
-        raise _unknown(name)
+        raise _unknown(name, (), [run.id for run in runs()])
     locations.private_dir(locations.data_dir())
     parent = locations.private_dir(runs_dir())
     for number in count(1):
@@ -151,21 +151,32 @@ def runs() -> list[Run]:
     return sorted(there, key=lambda run: (-run.created, run.id))
 
 
-def find_run(run_id: str) -> Run:
-    """By its id. Raises Usage with those there are."""
-    found = Run(runs_dir() / run_id) if _ID.fullmatch(run_id) else None
-    if found is None or not (found.folder / "recipe.json").is_file():
-        raise _unknown(run_id)
-    return found
+def find_run(name: str, *, is_whole: bool = False) -> Run:
+    """By its id, or by how that begins where only one does. Raises Usage with those there are.
+
+    is_whole: by its id alone; what deletes guesses nothing.
+    """
+    known = {run.id: run for run in runs()}
+    found = [name] if name in known else [] if is_whole else beginning(name, known)
+    if len(found) == 1:
+        return known[found[0]]
+    raise _unknown(name, found, known)
 
 
-def _unknown(run_id: str) -> Usage:
-    names = one_line(", ".join(run.id for run in runs()), 200)
+def _unknown(name: str, found: Sequence[str], known: Collection[str]) -> Usage:
+    names = one_line(", ".join(found or known), 200)
     return Usage(
-        tr("there is no run {name}", name=repr(one_line(run_id, 80))),
-        hint=names or tr("glmchat tune BASE DATA starts one"),
+        tr("several runs begin with {name}", name=repr(name))
+        if found
+        else tr("there is no run {name}", name=repr(one_line(name, 80))),
+        hint=tr("there are {names}", names=names) if names else tr("glmchat tune BASE DATA starts one"),
         code="run.unknown",
     )
+
+
+def beginning(name: str, known: Iterable[str]) -> list[str]:
+    """The names that begin as `name` does; none for an empty one."""
+    return [each for each in known if name and each.startswith(name)]
 
 
 def last_record(run: Run, kind: str) -> dict[str, Any] | None:

@@ -1,13 +1,18 @@
-"""A row as its file has it, and what is wrong with one: where exactly, what was found and what was wanted."""
+"""A row as its file has it, and what is wrong with one: where exactly, what was found and what was wanted; and files
+that hold none."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
+from glmchat.core.shell import shell_word
+from glmchat.core.text import one_line
 from glmchat.tuning.examples import Place
 
 
@@ -79,3 +84,37 @@ def _before(text: str, path: tuple[str | int, ...]) -> str:
             break
         at = inside
     return text[:at]
+
+
+# first bytes -> the program that unpacks it (all four know -dc), the ending that it gives
+_PACKED = {
+    b"\x1f\x8b": ("gzip", ".gz"),
+    b"BZh": ("bzip2", ".bz2"),
+    b"\xfd7zXZ\x00": ("xz", ".xz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", ".zst"),
+}
+
+
+def require_rows_file(path: Path, head: bytes) -> None:
+    """Raises Damaged for what is known to be no text. head: the first bytes of the file, a few hundred at least."""
+    for magic, (program, ending) in _PACKED.items():
+        if head.startswith(magic):
+            plain = path.with_suffix("") if path.suffix == ending else path.with_name(f"{path.name}.jsonl")
+            raise _foreign(path, program, f"{program} -dc {shell_word(str(path))} > {shell_word(str(plain))}")
+    if head.startswith(b"PK\x03\x04") and b"[Content_Types].xml" not in head:
+        raise _foreign(path, "ZIP", f"unzip {shell_word(str(path))}")
+    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # .xlsx and .docx; .xls and .doc
+        raise _foreign(path, "Excel / Word", tr("save it as CSV in UTF-8; its first line names the columns"))
+    if head.startswith(b"%PDF-"):
+        raise _foreign(path, "PDF", f"pdftotext {shell_word(str(path))} {shell_word(str(path.with_suffix('.txt')))}")
+    if head.startswith((b"PAR1", b"ARROW1")):
+        raise _foreign(path, "Parquet" if head.startswith(b"PAR1") else "Arrow",
+                       tr("write it as JSON lines: pandas' to_json(…, orient=\"records\", lines=True)"))  # fmt: skip
+    if head.startswith(b"SQLite format 3\0"):
+        raise _foreign(path, "SQLite", tr("export the table as CSV: sqlite3 -header -csv FILE 'SELECT …'"))
+
+
+def _foreign(path: Path, kind: str, hint: str) -> Damaged:
+    return Damaged(
+        tr("{path} holds no rows: it is {kind}", path=one_line(str(path)), kind=kind), hint=hint, code="data.foreign"
+    )

@@ -22,7 +22,7 @@ from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tuning.examples import Place
-from glmchat.tuning.raw import Fault, Raw, position
+from glmchat.tuning.raw import Fault, Raw, position, require_rows_file
 
 LARGEST = 16 * 2**20  # bytes of one row
 _BLOCK = 2**20
@@ -41,12 +41,13 @@ Note = Callable[[str, int], None]  # (what is odd about the file as a whole: "bo
 def read_rows(path: Path, note: Note, heard: Heard = lambda done: None) -> Iterator[Raw | Fault]:
     """All rows of a file, and what in it is none, in their order. heard: bytes read so far.
 
-    Raises Damaged for a file that cannot be opened.
+    Raises Damaged for a file that cannot be opened, or is known to be no text.
     """
     name = str(path)
     try:
         with open_file(path) as file:
             head = file.read(_BLOCK)
+            require_rows_file(path, head)
             if head.startswith(_BOMS_16):
                 wanted = tr("a file in UTF-8: `iconv -f UTF-16 -t UTF-8` makes one")
                 yield Fault(Place(name, 1), "utf8", tr("text in UTF-16"), wanted, column=1)

@@ -150,7 +150,7 @@ def _expand(word: str) -> list[Source]:
                 code="data.folder",
             )
         return [Source(file) for file in found if file.name != "dataset_info.json"]
-    if not path.is_file():
+    if not path.exists():  # a pipe or a device is told by who opens it
         raise Usage(
             tr("there is no file {path}", path=one_line(word)),
             hint=tr("name a .json, .jsonl, .csv, .tsv or .txt file, or a folder of texts"),

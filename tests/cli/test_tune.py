@@ -143,6 +143,28 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
 
 
 @pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--learning_rate", "3"], "did you mean --lr?"),
+        (["--lora-rank", "3"], "did you mean --rank?"),
+        (["--epochs", "x"], "glmchat tune --help"),
+        (["--nonsense"], "glmchat tune --help"),
+        (["dev.jsn"], "did you mean dev.jsonl?"),
+        (["my data/开发.json"], "did you mean 'my data/开发.jsonl'?"),
+    ],
+)
+def test_who_mistypes_is_told_the_nearest_thing(
+    words: list[str], hint: str, glmchat: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my data").mkdir()
+    for name in ("dev.jsonl", "my data/开发.jsonl"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    done = glmchat("tune", str(model), *words)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(f"hint: {hint}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "said", "code"),
     [
         (["{rows}"], "nothing to learn from", "tune.nothing"),

@@ -90,3 +90,16 @@ def test_what_lies_in_the_folder_and_is_no_run_is_left_out(home: Path) -> None:
     (run.folder.parent / "file").touch()
     (run.folder.parent / "link").symlink_to(run.folder)
     assert runs() == [Run(home / "data" / "runs" / "poet")]
+
+
+def test_a_run_is_found_by_how_its_name_begins_and_deleted_by_all_of_it() -> None:
+    for name in ("poet", "小星", "小星二号", "poppy"):
+        new_run(name, {})
+    assert find_run("pop").id == "poppy" and find_run("小星").id == "小星" and find_run("小星二").id == "小星二号"
+    with pytest.raises(Usage) as several:
+        find_run("po")
+    assert several.value.message == "several runs begin with 'po'"
+    assert set(several.value.hint.removeprefix("there are ").split(", ")) == {"poet", "poppy"}
+    with pytest.raises(Usage) as part:
+        find_run("pop", is_whole=True)
+    assert part.value.message == "there is no run 'pop'" and "小星二号" in part.value.hint

@@ -117,7 +117,7 @@ class AdapterScreen(ListScreen[None]):
 
     def on_mount(self) -> None:
         panel = self.query_one("#panel")
-        model = one_line(self._session.identity.model or self._launch.engine.model or "", 40)
+        model = short_name(self._session.identity.model or self._launch.engine.model or "")
         panel.border_title = tr("Adapters for {model}, starting with the next answer", model=model)
         self.query_one(OptionList).focus()
         self._draw()
