@@ -6,6 +6,7 @@ core/repetition.py.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -436,6 +437,7 @@ def test_several_processes_learn_as_one(base: Path, tmp_path: Path, method: str)
 
 
 CONFIGS = Path(__file__).resolve().parents[2] / "docs" / "accelerate"
+OF_ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
 def helper_of(run: Run) -> int:
@@ -446,7 +448,7 @@ def helper_of(run: Run) -> int:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("file", ["plain", "fsdp"])
+@pytest.mark.parametrize("file", ["plain", "fsdp", pytest.param("deepspeed", marks=OF_ZERO)])
 def test_a_lost_process_or_a_stopped_launcher_leaves_a_run_that_the_same_line_goes_on_with(
     base: Path, tmp_path: Path, file: str
 ) -> None:

@@ -198,7 +198,7 @@ def _refuse_unheard(given: Mapping[str, Any]) -> None:
             raise not_heard(f"{name}_device", "none, cpu", tr("checkpoints are not read out of its files on the disk"))
     for name in ("optimizer", "scheduler"):
         if name in given:
-            raise not_heard(name, "-", tr("the run has its own: --lr, --optimiser-dtype"))
+            raise not_heard(name, tr("left out"), tr("the run has its own: --lr, --optimiser-dtype"))
     for name in ("fp16", "bf16"):
         if given.get(name, {}).get("enabled") is True:
             raise not_heard(f"{name}.enabled", "false", tr("--dtype says what products are computed in"))
