@@ -20,7 +20,7 @@ from glmchat.core.errors import Failed
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
-from glmchat.core.text import one_line
+from glmchat.core.text import short_name
 from glmchat.engine.decoding.answer import Chunk
 from glmchat.engine.engine import Engine
 from glmchat.hub.file_request import Meter
@@ -139,7 +139,7 @@ def _answer_by_one(group: Sequence[Candidate], tell: Tell, meter: Meter) -> None
     """Candidates of one model, whose adapters are exchanged without loading it again."""
     known = next((one.record.computed for one in group if one.record.computed), {})
     options = _with_room(group)
-    label = one_line(options.model or group[0].text, 40)
+    label = short_name(options.model or group[0].text)
     asked = {**options.for_load(), "threads": options.threads or known.get("threads")}
 
     def loading(stage: str, done: float) -> None:
@@ -175,7 +175,7 @@ def _answer_rows(engine: Engine, one: Candidate, tell: Tell, meter: Meter) -> No
     missing = one.missing
     waiting, done = iter(missing), len(one.rows) - len(missing)
     writing: list[Writing] = []
-    label, has_more = one_line(one.text, 40), True
+    label, has_more = short_name(one.text), True
     meter(label, done, len(one.rows))
     try:
         while has_more or writing:
