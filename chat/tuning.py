@@ -198,6 +198,10 @@ def died(run: Run) -> GlmchatError:
     else:
         said = tr("the run {name} died", name=run.id)
         hint = tr("glmchat tune --resume {name} goes on from its last checkpoint", name=run.id)
+    if not words and run.died_for_memory:
+        words = tr("the system ran out of memory and killed it")
+        smaller = tr("close other programs first; a run with shorter passes (--row-tokens) takes less")
+        hint = tr("{first}; {second}", first=hint, second=smaller)
     return Failed(said + (f": {words}" if words else ""), hint=hint, code="run.died")
 
 

@@ -28,6 +28,7 @@ from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
+from glmchat.core.machine import oom_kills
 from glmchat.core.processes import is_alive, machine_of, pid_of, this_process
 from glmchat.core.run_log import LogReader
 from glmchat.core.text import one_line
@@ -83,6 +84,12 @@ class Run:
         is_over = self.state() in ("dead", "failed", "stopped")
         return is_over and not self.checkpoints.exists() and last_record(self, "start") is None
 
+    @property
+    def died_for_memory(self) -> bool:
+        """Whether it is dead, and the kernel has killed a program for memory since it last wrote down its state."""
+        before, now = small_json(self.folder / "state.json").get("oom_kills"), oom_kills()
+        return self.state() == "dead" and isinstance(before, int) and now is not None and now > before
+
     def pid(self) -> int | None:
         """The process that works on it; None where there is none on this machine."""
         return pid_of(small_json(self.folder / "state.json").get("owner")) if self.at_work else None
@@ -93,7 +100,8 @@ class Run:
 
     def note(self, state: State) -> None:
         """Written by the program alone: from now on this process answers for the run."""
-        self.write("state.json", json.dumps({"state": state, "owner": this_process()}))
+        told = {"state": state, "owner": this_process(), "oom_kills": oom_kills()}
+        self.write("state.json", json.dumps(told))
 
     def write(self, name: str, text: str) -> None:
         """A small file of the folder, whole or as it was. Raises OSError."""

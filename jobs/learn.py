@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -230,13 +231,20 @@ def register(run: Run, recipe: Mapping[str, Any], trained: Mapping[str, Any], re
 
 
 def _fresh(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The last that jobs/read_back.py tells. Its stdin stays open: at its end it would stop."""
+    """The last that jobs/read_back.py tells. Its stdin stays open: at its end it would stop. Raises Failed where it was
+    killed."""
     command = [sys.executable, "-P", "-m", "glmchat.jobs.read_back"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as child:
         assert child.stdin is not None and child.stdout is not None
         child.stdin.write(json.dumps(request) + "\n")
         child.stdin.flush()
         lines = child.stdout.readlines()
+    if child.returncode == -signal.SIGKILL:
+        raise Failed(
+            tr("the process that reads it back was killed (signal 9): usually the system was out of memory"),
+            hint=tr("close other programs, and resume the run: all its steps are done"),
+            code="tune.not_read",
+        )
     told: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     return told
 

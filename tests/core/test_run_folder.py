@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from glmchat.core import run_folder
 from glmchat.core.errors import Usage
 from glmchat.core.run_folder import Run, find_run, new_run, runs
 
@@ -103,3 +104,16 @@ def test_a_run_is_found_by_how_its_name_begins_and_deleted_by_all_of_it() -> Non
     with pytest.raises(Usage) as part:
         find_run("pop", is_whole=True)
     assert part.value.message == "there is no run 'pop'" and "小星二号" in part.value.hint
+
+
+def test_a_run_that_the_kernel_killed_for_memory_is_known_by_the_kills_since_its_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = new_run("poet", {})
+    note = "from glmchat.core.run_folder import find_run; find_run('poet').note('running')"
+    subprocess.run([sys.executable, "-P", "-c", note], check=True)  # its owner is gone when it has noted
+    noted = json.loads((run.folder / "state.json").read_text())
+    for before, now, told in [(3, 3, False), (3, 4, True), (None, 4, False), (3, None, False)]:
+        run.write("state.json", json.dumps({**noted, "oom_kills": before}))
+        monkeypatch.setattr(run_folder, "oom_kills", lambda now=now: now)
+        assert run.state() == "dead" and run.died_for_memory is told

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chatglm_draws
@@ -30,7 +31,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from glmchat.chat import trained, tuning, tuning_words
 from glmchat.chat.tune_request import request_again
-from glmchat.core.errors import DoesNotFit, GlmchatError
+from glmchat.core import run_folder
+from glmchat.core.errors import Damaged, DoesNotFit, Failed, GlmchatError
 from glmchat.core.locations import models_dir
 from glmchat.core.repetition import compared, words
 from glmchat.core.run_folder import Run, find_run, last_record, new_run
@@ -39,6 +41,7 @@ from glmchat.engine.engine import Engine
 from glmchat.hub.adapters import by_name, facts_of
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
+from glmchat.jobs import learn
 from glmchat.tuning.dataset import read_dataset
 from glmchat.tuning.effects import effects_in
 from glmchat.tuning.options import DataOptions
@@ -395,11 +398,6 @@ def test_rows_of_which_no_token_is_learned_are_no_run(base: Path, tmp_path: Path
 
 
 def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered(base: Path, tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from glmchat.core.errors import Damaged
-    from glmchat.jobs.learn import read_back
-
     run = begun(recipe(base, tmp_path, epochs=2, save_every=1))
     assert ended(run)["state"] == "done"
     settings = {"quant": None, "dtype": "float32", "device": "cpu", "threads": 1}
@@ -408,16 +406,43 @@ def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered
     probe = Probe(ids, engine.logits(ids)[-1])  # of the base: as if the adapter did nothing
     result: Any = SimpleNamespace(adapter=run.folder / "adapter", facts=settings, probe=probe)
     with pytest.raises(Damaged, match="answers otherwise"):
-        read_back({"folder": str(base)}, result, result.adapter)
+        learn.read_back({"folder": str(base)}, result, result.adapter)
     engine.attach(result.adapter, "it")
     engine.activate({"it": 1.0})
     effects = effects_in(engine.model)
     result.probe = Probe(ids, engine.logits(ids)[-1], effects)
-    assert read_back({"folder": str(base)}, result, result.adapter) < 1e-3
+    assert learn.read_back({"folder": str(base)}, result, result.adapter) < 1e-3
     layer = list(effects)[-1]
     result.probe = replace(result.probe, effects={**effects, layer: [-each for each in effects[layer]]})
     with pytest.raises(Damaged, match=rf"{layer} is something else"):
-        read_back({"folder": str(base)}, result, result.adapter)
+        learn.read_back({"folder": str(base)}, result, result.adapter)
+
+
+def test_a_reading_process_that_the_kernel_killed_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(learn.sys, "executable", str(killed))
+    facts = {"quant": None, "dtype": "float32", "device": "cpu", "threads": 1}
+    result: Any = SimpleNamespace(adapter=tmp_path, facts=facts, probe=Probe((1,), torch.zeros(1)))
+    with pytest.raises(Failed, match="signal 9") as raised:
+        learn.read_back({"folder": str(tmp_path)}, result, tmp_path)
+    assert "resume" in str(raised.value.hint)
+
+
+def test_a_run_that_died_for_memory_says_so_and_what_takes_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run("poet", {"base": "b"})
+    run.checkpoints.mkdir()
+    monkeypatch.setattr(run_folder, "oom_kills", lambda: 4)
+    run.write("state.json", json.dumps({"state": "running", "owner": "gone", "oom_kills": 3}))
+    monkeypatch.setattr(run_folder, "is_alive", lambda owner: False)
+    error = tuning.died(run)
+    assert "out of memory" in error.message
+    assert "--resume poet" in str(error.hint) and "--row-tokens" in str(error.hint)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
