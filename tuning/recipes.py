@@ -1,7 +1,8 @@
 """How the originals turned rows into tokens and labels, and with which numbers they trained, by one word each.
 
 Sources: the LoRA guide (shared/reference/lora-guide), THUDM's ptuning/main.py of ChatGLM-6B (90f2e47) and ChatGLM2-6B
-(3be48aa), ChatGLM3's finetune_demo (00930ac), mymusise/ChatGLM-Tuning, yangjianxin1/CPM (fe9eee3).
+(3be48aa), ChatGLM3's finetune_demo (00930ac; lora.yaml of 5cb05d0), mymusise/ChatGLM-Tuning (0b8d327; rate and rows a
+step differ from README to README there, and could not be confirmed), yangjianxin1/CPM (fe9eee3).
 """
 
 from __future__ import annotations
