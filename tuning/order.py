@@ -67,7 +67,13 @@ def enough(lengths: Sequence[int], settings: Settings) -> Settings:
     if settings.steps or settings.epochs:
         return settings
     one = max(1, len(steps_of(lengths, replace(settings, epochs=1))))
-    return replace(settings, epochs=min(_MOST_EPOCHS, max(EPOCHS, math.ceil(EPOCHS * _STEPS_IN_ONE / one))))
+    epochs = min(_MOST_EPOCHS, max(EPOCHS, math.ceil(EPOCHS * _STEPS_IN_ONE / one)))
+    # Another epoch's order may fill its steps better, and make fewer; by half at most.
+    while one < 2 * _STEPS_IN_ONE and epochs < _MOST_EPOCHS:
+        if len(steps_of(lengths, replace(settings, epochs=epochs))) >= EPOCHS * _STEPS_IN_ONE:
+            break
+        epochs += 1
+    return replace(settings, epochs=epochs)
 
 
 def _groups(order: Sequence[int], lengths: Sequence[int], settings: Settings) -> list[list[int]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glmchat.core.errors import Usage
@@ -38,6 +38,7 @@ def test_without_either_there_are_three_epochs_and_without_documents_no_step() -
     assert steps_of([], Settings()) == steps_of([], Settings(steps=5)) == []
 
 
+@example([5, 1], 7)  # a later epoch has fewer steps than the first
 @given(LENGTHS, st.integers(1, 400))
 def test_few_rows_still_make_many_steps_and_many_rows_the_steps_that_were_set(lengths: list[int], times: int) -> None:
     lengths = lengths * times
