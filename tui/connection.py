@@ -366,10 +366,13 @@ class ModelConnection:
                 self._view.post_message(news)
 
     def _look(self) -> None:
+        process = self.link.process
         failure = self.failure()
+        if not self.ready or self.link.process is not process:
+            return  # it was stopped meanwhile, since something else answers now: its end is no loss
         if failure is not None:
             self._view.post_message(EngineLost(failure))
-        elif self.ready:
+        else:
             self._view.post_message(self.link.resources())
 
     def show_resources(self, news: Resources) -> None:

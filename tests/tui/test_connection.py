@@ -43,6 +43,28 @@ async def test_a_lost_engine_is_shown_and_cannot_be_asked() -> None:
         assert stage.connection.failure() is None, "it was said already"
 
 
+async def test_the_end_of_an_engine_that_something_else_took_the_place_of_is_no_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The look at it was under way, and saw it stop."""
+    async with on_stage() as stage:
+        own, other, died = object(), object(), EngineDied("killed", hint="again")
+        stage.connection.connected(Ready(None, ModelIdentity("m")))  # type: ignore[arg-type]
+        posted: list[object] = []
+        monkeypatch.setattr(stage, "post_message", posted.append)
+        for instead, is_told in [(other, False), (None, False), (own, True)]:
+            stage.link.process = own
+
+            def failure(instead: object | None = instead) -> EngineDied:
+                stage.link.process = instead
+                return died
+
+            monkeypatch.setattr(stage.link, "failure", failure)
+            posted.clear()
+            stage.connection._look()
+            assert bool(posted) is is_told
+
+
 async def test_another_model_keeps_whether_a_history_is_written() -> None:
     async with on_stage() as stage:
         stage.connection.launch = replace(LAUNCH, history=False)
