@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: gradients' sums and moments lie in pieces (stage 1), gradients too (2), and all numbers (3).
+"""DeepSpeed's ZeRO: moments lie in pieces (stage 1), gradients too (2), and all weights (3).
 
 What DeepSpeed keeps is reached by its own functions for it (deepspeed.utils.safe_…), since it lies in flat pieces of
 many tensors each; what is written is what one process writes.
@@ -50,10 +50,11 @@ class Zero(Cut):
         self.learner, self.method = learner, method
         self.find_places()
         values = list(method.parameters.values())
-        numbers = sum(value.numel() for value in values)
+        sizes = [value.numel() for value in values]
+        usual = min(sum(sizes), 2 * max(sizes))  # by itself DeepSpeed takes 2 GB, whatever learns
+        self._zero = {"reduce_bucket_size": usual, **self._zero}
         layers = [layer for _, layer in layers_of(method.model)]
         self._gathered = unit_bytes(learner, layers) if self.cuts_base else 0
-        self._clip = settings.clip
         if self.cuts_base:
             for layer in layers:  # whole at once, as a unit: some of its weights are read from outside their modules
                 self._deepspeed.utils.set_z3_leaf_module(layer, True)
@@ -73,7 +74,7 @@ class Zero(Cut):
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "steps_per_print": 1 << 40,
-                "zero_optimization": {"reduce_bucket_size": numbers, **self._zero},
+                "zero_optimization": self._zero,
             },
         )
         self.call = self._engine
@@ -115,9 +116,10 @@ class Zero(Cut):
 
     def learning_bytes(self, needed: int) -> int:
         """DeepSpeed keeps another copy of what learns, in float32, and a buffer for gradients on their way."""
-        learning = 4 * sum(place.numel() for place in self.method.parameters.values())
+        learning = 4 * sum(math.prod(_shape_of(value)) for value in self.method.parameters.values())
         gradients = learning if self.stage == 1 else 0
-        return int(gradients + learning + (needed - gradients + learning) // self.processes + self._gathered)
+        bucket = 4 * int(self._zero["reduce_bucket_size"])
+        return int(gradients + bucket + (needed - gradients + learning) // self.processes + self._gathered)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -163,8 +165,8 @@ class Zero(Cut):
 
     def restore(self, moments: dict[str, torch.Tensor]) -> None:
         utils, optimiser = self._deepspeed.utils, self._engine.basic_optimizer
-        shapes = {name: tuple(_shape_of(value)) for name, value in self.method.parameters.items()}
-        saved = {name: state.moments_of(name, shape, moments) for name, shape in shapes.items()}
+        learning = self.method.parameters.items()
+        saved = {name: state.moments_of(name, _shape_of(value), moments) for name, value in learning}
         first = next(iter(saved.values()))
         own = self.optimiser.fp32_partitioned_groups_flat if self.cuts_base else None
         for flat in own or self.optimiser.single_partition_of_fp32_groups:
@@ -223,6 +225,6 @@ def _ask_for_gradient(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Non
         inputs[0].requires_grad_()
 
 
-def _shape_of(parameter: Any) -> Any:
-    """Of a parameter that may be there in pieces."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+def _shape_of(parameter: Any) -> tuple[int, ...]:
+    """Of all of a parameter, also where stage 3 has left a piece of it here."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
